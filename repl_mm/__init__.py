@@ -1,0 +1,22 @@
+"""Replacement Learning (RepL) for MMDetection and MMSegmentation backbones."""
+
+from . import backbones, hook  # noqa: F401  (registers the builders and the hook)
+from .checkpoint import allow_mmengine_checkpoints
+from .plan import Plan, PlanError, Slot, make_plan
+from .surgery import apply_repl, computing_layers, fold, plan_of, repl_backbones, unfold
+
+__version__ = '0.1.0'
+__all__ = [
+    'Plan',
+    'PlanError',
+    'Slot',
+    'apply_repl',
+    'computing_layers',
+    'fold',
+    'make_plan',
+    'plan_of',
+    'repl_backbones',
+    'unfold',
+]
+
+allow_mmengine_checkpoints()

@@ -1,0 +1,36 @@
+"""Backbone families: where the blocks are, and which tensors of two blocks correspond.
+
+A family is a module with
+
+* ``BACKBONES``: class names of the backbones it serves; subclasses are served too;
+* ``REFUSED``: class names it cannot serve, with the reason;
+* ``stages(backbone)``: the stages, each a container of blocks that takes ``stage[i] = layer``;
+* ``frozen(backbone)``: the stages that are not trained;
+* ``build(plan, block, neighbours)``: the computing layer for a replaced block.
+
+A new family is one such module and one entry in ``FAMILIES``.
+"""
+
+from torch import nn
+
+from ..plan import PlanError
+from . import resnet
+
+FAMILIES = (resnet,)
+
+
+def find_family(backbone: nn.Module):
+    """The family module of a backbone.
+
+    Raises:
+        PlanError: No family serves this class; the message names the reason and what is served.
+    """
+    names = [cls.__name__ for cls in type(backbone).__mro__]
+    for family in FAMILIES:
+        for name in names:
+            if name in family.REFUSED:
+                raise PlanError(f'RepL cannot replace blocks of {name}: {family.REFUSED[name]}')
+        if any(name in family.BACKBONES for name in names):
+            return family
+    served = ', '.join(name for family in FAMILIES for name in family.BACKBONES)
+    raise PlanError(f'RepL does not know the backbone {names[0]}: expected one of {served}, or a subclass')

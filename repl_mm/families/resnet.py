@@ -1,0 +1,125 @@
+"""The ResNet family: stages ``layer1`` .. ``layerN`` of BasicBlock or Bottleneck blocks, whatever the variant."""
+
+import functools
+import operator
+
+import torch
+from torch import Tensor, nn
+
+from .. import fusion
+from ..checkpointing import make_non_reentrant
+from ..computing_layers import ComputingLayer, FullSurrogate, ResidualSurrogate, SynthesizedConv2d
+from ..plan import Plan, PlanError
+
+BACKBONES = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'RegNet', 'Res2Net', 'ResNeSt')
+REFUSED = {
+    'DetectoRS_ResNet': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',
+    'DetectoRS_ResNeXt': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',
+    'TridentResNet': 'its third stage runs on lists of branches with shared weights',
+}
+
+
+def stages(backbone: nn.Module) -> list[nn.Sequential]:
+    """The stages, each a Sequential of blocks."""
+    return [getattr(backbone, name) for name in backbone.res_layers]
+
+
+def frozen(backbone: nn.Module) -> range:
+    """``frozen_stages=k`` freezes the stem and the stages 0 .. k-1."""
+    return range(max(0, min(backbone.frozen_stages, len(backbone.res_layers))))
+
+
+def conv_names(block: nn.Module, role: str) -> list[str]:
+    """Dotted names of the convolutions of a block that play a role, or ``role`` itself if it is such a name.
+
+    Roles: 'reduce' (into the hidden width), 'spatial' (inside it), 'expand' (out of it), 'conv' (all of a BasicBlock).
+    """
+    bottleneck = hasattr(block, 'conv3')
+    if role == 'reduce':
+        return ['conv1']
+    if role == 'expand':
+        return ['conv3' if bottleneck else 'conv2']
+    if role == 'conv':
+        return ['conv1', 'conv2']
+    if role == 'spatial':
+        if not bottleneck:
+            return ['conv1']
+        if hasattr(block, 'convs'):  # Res2Net
+            return [f'convs.{i}' for i in range(len(block.convs))]
+        return ['conv2.conv' if hasattr(block.conv2, 'conv') else 'conv2']  # ResNeSt wraps its convolution
+    return [role]
+
+
+def weights(block: nn.Module, role: str) -> list[Tensor]:
+    """A block's weights for a role, each ``(out, in / groups, kh, kw)``; parts of one operator are joined."""
+    found = [operator.attrgetter(name)(block).weight for name in conv_names(block, role)]
+    return [torch.cat(found)] if role == 'spatial' and len(found) > 1 else found
+
+
+def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn.Module:
+    """The computing layer that replaces ``block``.
+
+    Raises:
+        PlanError: The plan's operator does not exist for this kind of block.
+    """
+    if plan.mode == 'remove':
+        return ComputingLayer()
+    if plan.operator == 'full':
+        return _full(plan, block, neighbours)
+    spatial = operator.attrgetter(conv_names(block, 'spatial')[0])(block)
+    channels = operator.attrgetter(conv_names(block, 'expand')[0])(block).out_channels
+    hidden = max(1, round(plan.ratio * block.conv1.out_channels))
+    kernel, dilation = spatial.kernel_size, spatial.dilation
+    around = dict(padding=tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)), dilation=dilation)
+    light = functools.partial(_synthesis, plan, neighbours)
+    # Inner gains undo the halving of the second moment by ReLU; the last one starts small, so that a converted
+    # network starts near the network without the block.
+    inner, last = 2**0.5, 0.1
+
+    if plan.operator == 'conv':
+        if hasattr(block, 'conv3'):
+            raise PlanError(
+                "replace.operator='conv' is not valid for bottleneck blocks: one convolution at full width would cost "
+                "more than the block; expected 'separable', 'pointwise', 'narrow' or 'full'"
+            )
+        convs = dict(conv=(light('conv', (channels, channels, *kernel), gain=last), around))
+    else:
+        convs = dict(reduce=(light('reduce', (hidden, channels, 1, 1), gain=inner), {}))
+        if plan.operator == 'separable':
+            settings = dict(around, groups=hidden)
+            convs['spatial'] = (light('spatial', (hidden, 1, *kernel), gain=inner), settings)
+        elif plan.operator == 'narrow':
+            convs['spatial'] = (light('spatial', (hidden, hidden, *kernel), gain=inner), around)
+        convs['expand'] = (light('expand', (channels, hidden, 1, 1), dim=1, gain=last), {})
+    return ResidualSurrogate(convs, neighbours, weights, plan.detach)
+
+
+def _synthesis(plan, neighbours, role, shape, dim=0, gain=1.0, bias=True) -> fusion.Synthesis:
+    shapes = [tuple(weight.shape) for block in neighbours for weight in weights(block, role)]
+    return fusion.Synthesis(fusion.build_source(plan.mode, shape, shapes, dim, plan.fusion), gain, bias)
+
+
+def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn.Module:
+    for key, used in (('dcn', getattr(block, 'with_dcn', False)), ('plugins', getattr(block, 'with_plugins', False))):
+        if used:
+            raise PlanError(
+                f"replace.operator='full' copies the structure of a block and cannot copy its {key}: expected a light "
+                "operator such as 'separable', or a backbone without " + key
+            )
+    convs = [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Conv2d)]
+    for name, conv in convs:
+        shape = tuple(conv.weight.shape)
+        synthesis = _synthesis(
+            plan, neighbours, name, shape, dim=int(shape[1] < shape[0] and conv.groups == 1), bias=conv.bias is not None
+        )
+        settings = {key: getattr(conv, key) for key in ('stride', 'padding', 'dilation', 'groups')}
+        parent, _, child = name.rpartition('.')
+        layer = SynthesizedConv2d(synthesis, settings, neighbours, weights, name, plan.detach)
+        setattr(block.get_submodule(parent), child, layer)
+    norms = [m for m in block.modules() if hasattr(m, 'running_mean') or isinstance(m, nn.GroupNorm)]
+    for norm in norms:
+        norm.reset_parameters()
+    if norms:
+        nn.init.constant_(getattr(block, block.norm3_name if hasattr(block, 'conv3') else block.norm2_name).weight, 0.1)
+    make_non_reentrant(block)  # the recomputation must not re-enter autograd through the borrowed weights
+    return FullSurrogate(block)

@@ -1,0 +1,221 @@
+"""Weight space: the weights of a computing layer, synthesized from its neighbours' weights.
+
+Everything here works on weights only, never on activations. A *weight source* is a small module whose ``forward``
+takes the neighbours' weights of one role (``[W_p]`` or ``[W_p, W_n]``) and returns one weight of a given shape:
+
+* :class:`FusedWeight`: ``fuse(W_p, W_n) = sum_j T_j(W_j)`` with a learnable transformation ``T`` (RepL);
+* :class:`SharedWeight`: the preceding block's weight unchanged (control ``mode='share'``);
+* :class:`OwnWeight`: a free weight (control ``mode='own'``).
+
+:class:`Synthesis` normalizes what a source returns and gives it a learnable gain, so that the arbitrary scale of a
+convolution that is followed by a normalization never reaches the activations.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+TRANSFORMS = ('scalar', 'channel', 'mix', 'lowrank')
+EPS = 1e-12
+
+
+def spread(length: int, size: int) -> Tensor:
+    """Indices that thin or stretch a dimension of ``size`` entries evenly to ``length`` entries.
+
+    Returns:
+        Tensor: ``length`` indices in ``[0, size)``, not decreasing. The identity if ``length == size``.
+    """
+    return torch.arange(length) * size // length
+
+
+def align_kernel(weight: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """Bring the trailing (spatial) dimensions of a convolution weight to ``kernel``.
+
+    To one tap by the sum of all taps (the kernel's response to a constant input stays), to a larger kernel by
+    zero padding, to a smaller one by its centre.
+
+    Args:
+        weight (Tensor): ``(out, in, *k)``.
+        kernel (tuple[int]): Wanted spatial size, of the same number of dimensions and the same parity.
+
+    Returns:
+        Tensor: ``(out, in, *kernel)``.
+    """
+    if tuple(weight.shape[2:]) == tuple(kernel):
+        return weight
+    if all(size == 1 for size in kernel):
+        return weight.sum(dim=tuple(range(2, weight.dim())), keepdim=True)
+    margins = []
+    for have, want in zip(reversed(weight.shape[2:]), reversed(kernel), strict=True):
+        margins += [(want - have) // 2] * 2
+    return nn.functional.pad(weight, margins)
+
+
+def align_channels(weight: Tensor, dim: int, length: int) -> Tensor:
+    """Bring dimension ``dim`` of ``weight`` to ``length`` by evenly spread selection (or repetition); mean for one."""
+    if weight.shape[dim] == length:
+        return weight
+    if length == 1:
+        return weight.mean(dim, keepdim=True)
+    return weight.index_select(dim, spread(length, weight.shape[dim]).to(weight.device))
+
+
+class WeightSource(nn.Module):
+    """Base of the weight sources.
+
+    Args:
+        shape (tuple[int]): Shape ``(out, in, *k)`` of the weight to be made.
+        neighbours (list[tuple[int]]): Shapes of the weights that ``forward`` will be given.
+        dim (int): The *hidden* dimension, 0 (output channels) or 1 (input channels): the one along which the
+            transformation acts. The other one is aligned without parameters. Default: 0.
+    """
+
+    def __init__(self, shape: tuple[int, ...], neighbours: list[tuple[int, ...]], dim: int = 0):
+        super().__init__()
+        self.shape = tuple(shape)
+        self.dim = dim
+        self.neighbour_shapes = [tuple(n) for n in neighbours]
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """A neighbour's weight as ``(its hidden size, outer size)``, its outer channels and kernel aligned."""
+        weight = align_kernel(weight, self.shape[2:])
+        weight = align_channels(weight, 1 - self.dim, self.shape[1 - self.dim])
+        return weight.transpose(0, self.dim).flatten(1)
+
+    def unmatrix(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`matrix` for the wanted shape."""
+        shape = list(self.shape)
+        shape[0], shape[self.dim] = shape[self.dim], shape[0]
+        return matrix.reshape(shape).transpose(0, self.dim)
+
+    def extra_repr(self) -> str:
+        return f'{self.neighbour_shapes} -> {self.shape}, hidden dim {self.dim}'
+
+
+class OwnWeight(WeightSource):
+    """A free weight, independent of the neighbours (control ``mode='own'``)."""
+
+    def __init__(self, shape, neighbours=(), dim=0):
+        super().__init__(shape, list(neighbours), dim)
+        self.weight = nn.Parameter(torch.randn(self.shape) / math.sqrt(math.prod(self.shape[1:])))
+
+    def forward(self, weights: list[Tensor]) -> Tensor:
+        return self.weight
+
+
+class SharedWeight(WeightSource):
+    """The preceding block's weight, aligned in shape and otherwise unchanged (control ``mode='share'``)."""
+
+    def forward(self, weights: list[Tensor]) -> Tensor:
+        return self.unmatrix(align_channels(self.matrix(weights[0]), 0, self.shape[self.dim]))
+
+
+class FusedWeight(WeightSource):
+    r"""The learnable transformation: :math:`K = \sum_j T_j(\hat W_j)`.
+
+    :math:`\hat W_j` is the neighbour's weight as a matrix (hidden, outer) with rows of unit length. ``T_j`` is
+
+    * ``scalar``: one number per neighbour (``W_i = a W_(i-1) + b W_(i+1)``, arXiv 2410.01239);
+    * ``channel``: one number per hidden channel and neighbour;
+    * ``mix``: a matrix that mixes hidden channels, block-diagonal with ``groups`` blocks;
+    * ``lowrank``: ``channel`` plus a mixing matrix of rank ``rank``.
+
+    ``scalar`` starts at the mean of the neighbours; the others start with every hidden unit taken whole from one
+    neighbour, in turn, so that the surrogate starts as a sub-network of both blocks. All parameters are at least 1-d.
+
+    Args:
+        type (str): One of ``TRANSFORMS``. Default: 'mix'.
+        groups (int): Blocks of the mixing matrix; lowered to a common divisor of the channel counts. Default: 1.
+        rank (int): Rank for ``lowrank``. Default: 8.
+    """
+
+    def __init__(self, shape, neighbours, dim=0, type='mix', groups=1, rank=8):
+        super().__init__(shape, neighbours, dim)
+        if type not in TRANSFORMS:
+            raise ValueError(f'unknown transformation {type!r}; valid are {", ".join(TRANSFORMS)}')
+        self.type = type
+        hidden = self.shape[dim]
+        sizes = [n[dim] for n in self.neighbour_shapes]
+        self.groups = math.gcd(groups, hidden, *sizes)
+        self.coefficients = nn.ParameterList()
+        self.down = nn.ParameterList()
+        self.up = nn.ParameterList()
+        for j, size in enumerate(sizes):
+            turn = (torch.arange(hidden) % len(sizes) == j).float()
+            if type == 'scalar':
+                start = torch.full((1,), 1 / len(sizes))
+            elif type == 'mix':
+                start = torch.zeros(hidden, size)
+                start[torch.arange(hidden), spread(hidden, size)] = turn
+                blocks = start.view(self.groups, hidden // self.groups, self.groups, size // self.groups)
+                start = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+            else:
+                start = turn
+            self.coefficients.append(nn.Parameter(start))
+            if type == 'lowrank':
+                rank_j = min(rank, hidden, size)
+                self.down.append(nn.Parameter(torch.randn(rank_j, size) / math.sqrt(size)))
+                self.up.append(nn.Parameter(torch.zeros(hidden, rank_j)))
+
+    def transform(self, j: int, matrix: Tensor) -> Tensor:
+        """``T_j`` of one neighbour's matrix: ``(hidden_j, outer)`` -> ``(hidden, outer)``."""
+        coefficient = self.coefficients[j]
+        length = matrix.norm(dim=1, keepdim=True).clamp_min(EPS)
+        if self.type == 'mix':
+            # the row lengths go into the small factor, so that no normalized copy of the weight is made
+            factor = coefficient / length.view(self.groups, 1, -1)
+            return torch.bmm(factor, matrix.view(self.groups, factor.shape[2], -1)).flatten(0, 1)
+        hidden = self.shape[self.dim]
+        chosen = align_channels(matrix, 0, hidden) * (coefficient[:, None] / align_channels(length, 0, hidden))
+        if self.type == 'lowrank':
+            chosen = chosen + self.up[j] @ ((self.down[j] / length.t()) @ matrix)
+        return chosen
+
+    def forward(self, weights: list[Tensor]) -> Tensor:
+        return self.unmatrix(sum(self.transform(j, self.matrix(weight)) for j, weight in enumerate(weights)))
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, {self.type}, groups={self.groups}'
+
+
+class Synthesis(nn.Module):
+    r"""One operator's weight and bias: ``gain * K / |K|`` per output channel.
+
+    Args:
+        source (WeightSource): Makes ``K``.
+        gain (float | None): Start of the gain, shape ``(out,)``; None if a normalization follows, which makes a
+            gain superfluous. Default: 1.
+        bias (bool): Whether to have a bias, shape ``(out,)``, which starts at 0. Default: True.
+    """
+
+    def __init__(self, source: WeightSource, gain: float | None = 1.0, bias: bool = True):
+        super().__init__()
+        self.source = source
+        out = source.shape[0]
+        self.gain = None if gain is None else nn.Parameter(torch.full((out,), float(gain)))
+        self.bias = nn.Parameter(torch.zeros(out)) if bias else None
+
+    def forward(self, weights: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Synthesize.
+
+        Args:
+            weights (list[Tensor]): The neighbours' weights, as the source wants them.
+
+        Returns:
+            tuple: weight ``(out, in, *k)`` and bias ``(out,)`` or None.
+        """
+        kernel = self.source(weights)
+        scale = kernel.flatten(1).norm(dim=1).clamp_min(EPS).reciprocal()
+        if self.gain is not None:
+            scale = scale * self.gain
+        return kernel * scale.view(-1, *[1] * (kernel.dim() - 1)), self.bias
+
+
+def build_source(mode: str, shape, neighbours, dim: int, fusion: dict) -> WeightSource:
+    """The weight source of a mode ('fuse', 'share' or 'own'); ``fusion`` holds FusedWeight's settings."""
+    if mode == 'own':
+        return OwnWeight(shape, neighbours, dim)
+    if mode == 'share':
+        return SharedWeight(shape, neighbours, dim)
+    return FusedWeight(shape, neighbours, dim, **fusion)

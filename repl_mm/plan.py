@@ -1,0 +1,292 @@
+"""The plan: which blocks of a backbone are replaced, by what, and between which neighbours.
+
+Pure Python: a plan knows numbers of blocks, not modules. It is checked completely before anything is changed.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+
+from .fusion import TRANSFORMS
+
+MODES = ('fuse', 'remove', 'share', 'own')
+OPERATORS = ('separable', 'pointwise', 'narrow', 'conv', 'full')
+DEFAULT_FUSION = dict(type='mix', groups=4)
+KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'detach')
+
+
+class PlanError(ValueError):
+    """A ``replace`` setting, or a backbone, that cannot be replaced; the message names key, value and what is valid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """The place of a replaced block and its neighbours, each as (stage, index), counted from 0.
+
+    ``succeeding`` is None behind the last kept block of the backbone.
+    """
+
+    stage: int
+    index: int
+    preceding: tuple[int, int]
+    succeeding: tuple[int, int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is replaced, and how. ``str(plan)`` is a table for people, :meth:`to_dict` one for files.
+
+    Args:
+        backbone (str): Class name of the backbone.
+        depths (tuple[int]): Number of blocks of each stage, before replacement.
+        slots (tuple[Slot]): The replaced blocks.
+        mode (str): One of ``MODES``.
+        operator (str): One of ``OPERATORS``.
+        ratio (float): Hidden width of a light operator, as a share of the replaced block's inner width.
+        fusion (dict): Settings of the learnable transformation, see :class:`repl_mm.fusion.FusedWeight`.
+        detach (bool): Whether the neighbours get no gradient through the computing layers.
+        notes (tuple[str]): What the plan left out, for the log.
+    """
+
+    backbone: str
+    depths: tuple[int, ...]
+    slots: tuple[Slot, ...]
+    mode: str
+    operator: str
+    ratio: float
+    fusion: dict
+    detach: bool
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict:
+        """The plan as plain lists, numbers and strings (without the notes)."""
+        plan = dataclasses.asdict(self)
+        plan.pop('notes')
+        return json.loads(json.dumps(plan))
+
+    def __str__(self) -> str:
+        total = sum(self.depths)
+        lines = [
+            f'RepL plan of {self.backbone}: {len(self.slots)} of {total} blocks replaced, mode={self.mode!r}'
+            + ('' if self.mode == 'remove' else f', operator={self.operator!r}, ratio={self.ratio:g}')
+            + (f', fusion={self.fusion}, detach={self.detach}' if self.mode == 'fuse' else '')
+        ]
+        for stage, depth in enumerate(self.depths):
+            replaced = {s.index for s in self.slots if s.stage == stage}
+            picture = ' '.join('R' if i in replaced else 'o' for i in range(depth))
+            lines.append(f'  stage {stage}: {picture}')
+        lines.append('  (o kept, R replaced; neighbours as stage.index)')
+        for slot in self.slots:
+            names = [f'{s}.{i}' for s, i in filter(None, (slot.preceding, slot.succeeding))]
+            source = ' and '.join(names) if len(names) == 2 else f'{names[0]} (nothing succeeds)'
+            lines.append(f'  {slot.stage}.{slot.index} between {source}')
+        return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
+
+
+def differences(have: dict, want: dict) -> list[str]:
+    """Readable differences between two plans as dicts; empty if weights of one fit the other.
+
+    What changes no weight's meaning (``detach``, which neighbour a removed block had) is not compared.
+    """
+    lines = []
+    keys = ['backbone', 'depths', 'mode']
+    if 'remove' not in (have.get('mode'), want.get('mode')):
+        keys += ['operator'] + (['ratio'] if want.get('operator') in ('separable', 'pointwise', 'narrow') else [])
+        if have.get('mode') == want.get('mode') == 'fuse':
+            keys += ['fusion']
+    for key in keys:
+        if have.get(key) != want.get(key):
+            lines.append(f'{key}: {have.get(key)!r} in the checkpoint, {want.get(key)!r} in the model')
+    places = [{(s['stage'], s['index']) for s in plan.get('slots', [])} for plan in (have, want)]
+    for text, only in (('checkpoint', places[0] - places[1]), ('model', places[1] - places[0])):
+        if only:
+            lines.append(f'slots only in the {text}: {sorted(only)}')
+    return lines
+
+
+def _integer(value, key: str, low: int, high: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        wanted = f'an integer of at least {low}' if high is None else f'an integer in {low}..{high}'
+        raise PlanError(f'replace.{key}={value!r} is not valid: expected {wanted}')
+    return value
+
+
+def _choice(value, key: str, valid: Sequence[str]) -> str:
+    if value not in valid:
+        raise PlanError(f'replace.{key}={value!r} is not valid: expected one of {", ".join(map(repr, valid))}')
+    return value
+
+
+def _fusion(fusion) -> dict:
+    """Check ``replace.fusion`` and fill in what it leaves out."""
+    if isinstance(fusion, str):
+        fusion = dict(type=fusion)
+    if not isinstance(fusion, dict):
+        raise PlanError(f"replace.fusion={fusion!r} is not valid: expected a dict such as {DEFAULT_FUSION}")
+    fusion = dict(fusion)
+    kind = _choice(fusion.pop('type', DEFAULT_FUSION['type']), 'fusion.type', TRANSFORMS)
+    extra = {'mix': ('groups', DEFAULT_FUSION['groups']), 'lowrank': ('rank', 8)}.get(kind)
+    checked = dict(type=kind)
+    if extra:
+        checked[extra[0]] = _integer(fusion.pop(extra[0], extra[1]), f'fusion.{extra[0]}', 1)
+    if fusion:
+        key, value = next(iter(fusion.items()))
+        valid = f"'type' and {extra[0]!r}" if extra else "'type'"
+        raise PlanError(f'replace.fusion.{key}={value!r} is not valid: type={kind!r} takes {valid} only')
+    return checked
+
+
+def default_slots(depth: int, every: int) -> range:
+    """Indices replaced in a stage of ``depth`` blocks: 1, 1 + every, ... up to the last but one.
+
+    The first block of a stage opens it (stride, width) and is never replaced; the last one is left in place, so that
+    both neighbours lie in the stage, unless the stage has two blocks only (ResNet-18).
+    """
+    return range(1, max(2, depth - 1) if depth > 1 else 0, every)
+
+
+def make_plan(
+    backbone: str,
+    depths: Sequence[int],
+    frozen: Iterable[int] = (),
+    *,
+    every=None,
+    stages=None,
+    slots=None,
+    mode='fuse',
+    operator='separable',
+    ratio=0.5,
+    fusion=None,
+    detach=False,
+    openers: Iterable[int] | None = None,
+) -> Plan:
+    """Make and check a plan.
+
+    Args:
+        backbone (str): Class name of the backbone, for messages and for comparison on load.
+        depths (Sequence[int]): Number of blocks of each stage.
+        frozen (Iterable[int]): Stages which are not trained; they get no slots.
+        every (int | None): Replace every ``every``-th block: indices 1, 1 + every, ... of each stage, without the
+            stage's last block (see :func:`default_slots`). Default: None, which means 2 if ``slots`` is not given.
+        stages (Sequence[int] | None): The stages in which ``every`` works. Default: None, all that are not frozen.
+        slots (Sequence[tuple[int, int]] | None): Explicit (stage, index) pairs instead of ``every``. Default: None.
+        mode (str): 'fuse' (RepL), 'remove', 'share' or 'own'. Default: 'fuse'.
+        operator (str): 'separable', 'pointwise', 'narrow', 'conv' or 'full'. Default: 'separable'.
+        ratio (float): Hidden width of the light operators relative to the replaced block's. Default: 0.5.
+        fusion (dict | str | None): The learnable transformation. Default: None, which means ``DEFAULT_FUSION``.
+        detach (bool): No gradient to the neighbours through the computing layers. Default: False.
+        openers (Iterable[int] | None): Stages whose first block cannot be replaced. Default: None, all.
+
+    Raises:
+        PlanError: A value is not valid; the message names the key, the value and what would be valid.
+    """
+    depths = tuple(depths)
+    frozen = set(frozen)
+    if every is not None and slots is not None:
+        raise PlanError(f'replace.every={every!r} and replace.slots={slots!r} exclude each other: give one of them')
+    _choice(mode, 'mode', MODES)
+    _choice(operator, 'operator', OPERATORS)
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        raise PlanError(f'replace.ratio={ratio!r} is not valid: expected a number above 0 and up to 1')
+    if not isinstance(detach, bool):
+        raise PlanError(f'replace.detach={detach!r} is not valid: expected True or False')
+    fusion = _fusion(DEFAULT_FUSION if fusion is None else fusion)
+    openers = set(range(len(depths)) if openers is None else openers)
+    notes = []
+
+    if slots is None:
+        every = _integer(2 if every is None else every, 'every', 1)
+        chosen = _check_stages(stages, depths, frozen)
+        places = {(s, i) for s in chosen for i in default_slots(depths[s], every)}
+        if frozen and stages is None:
+            names = ', '.join(map(str, sorted(frozen)))
+            notes.append(f'stages {names} are frozen (frozen_stages) and keep all their blocks')
+        if not places:
+            where = f'replace.stages={tuple(stages)!r}' if stages is not None else f'replace.every={every}'
+            raise PlanError(
+                f'{where} selects no block of {backbone} with {depths} blocks per stage'
+                + (f' and frozen stages {sorted(frozen)}' if frozen else '')
+                + ': expected stages that are trained and have at least 2 blocks, or replace.slots'
+            )
+    else:
+        if stages is not None:
+            raise PlanError(
+                f'replace.stages={stages!r} works with replace.every only: replace.slots={slots!r} names its stages'
+            )
+        places = _check_slots(slots, depths, frozen, openers)
+    return Plan(
+        backbone=backbone,
+        depths=depths,
+        slots=_with_neighbours(places, depths),
+        mode=mode,
+        operator=operator,
+        ratio=float(ratio),
+        fusion=fusion,
+        detach=detach,
+        notes=tuple(notes),
+    )
+
+
+def _check_stages(stages, depths, frozen) -> list[int]:
+    if stages is None:
+        return [s for s in range(len(depths)) if s not in frozen]
+    if isinstance(stages, str) or not isinstance(stages, Sequence) or not stages:
+        raise PlanError(
+            f'replace.stages={stages!r} is not valid: expected a tuple of stages in 0..{len(depths) - 1}, e.g. (1, 2)'
+        )
+    for stage in stages:
+        _integer(stage, 'stages', 0, len(depths) - 1)
+        if stage in frozen:
+            raise PlanError(
+                f'replace.stages={tuple(stages)!r}: stage {stage} is frozen (frozen_stages), a computing layer there '
+                f'would never be trained; valid are {[s for s in range(len(depths)) if s not in frozen]}'
+            )
+    return sorted(set(stages))
+
+
+def _check_slots(slots, depths, frozen, openers) -> set[tuple[int, int]]:
+    if isinstance(slots, str) or not isinstance(slots, Sequence) or not slots:
+        raise PlanError(
+            f'replace.slots={slots!r} is not valid: expected a list of (stage, index) pairs, e.g. [(2, 1), (2, 3)]'
+        )
+    places = set()
+    for slot in slots:
+        if isinstance(slot, str) or not isinstance(slot, Sequence) or len(slot) != 2:
+            raise PlanError(f'replace.slots holds {slot!r}: expected a (stage, index) pair, both counted from 0')
+        stage, index = slot
+        _integer(stage, 'slots[...][0]', 0, len(depths) - 1)
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < depths[stage]:
+            raise PlanError(
+                f'replace.slots holds {tuple(slot)!r}: stage {stage} has {depths[stage]} blocks, '
+                f'expected an index in 0..{depths[stage] - 1}'
+            )
+        if index == 0 and stage in openers:
+            raise PlanError(
+                f'replace.slots holds {tuple(slot)!r}: the first block of a stage sets its stride and width and '
+                f'cannot be replaced; valid indices of stage {stage} are '
+                + (f'1..{depths[stage] - 1}' if depths[stage] > 1 else 'none')
+            )
+        if stage in frozen:
+            raise PlanError(
+                f'replace.slots holds {tuple(slot)!r}: stage {stage} is frozen (frozen_stages), a computing layer '
+                'there would never be trained'
+            )
+        if (stage, index) in places:
+            raise PlanError(f'replace.slots holds {tuple(slot)!r} twice: expected every slot once')
+        places.add((stage, index))
+    return places
+
+
+def _with_neighbours(places: set[tuple[int, int]], depths: Sequence[int]) -> tuple[Slot, ...]:
+    """Add to every place its nearest kept blocks, across stage borders where needed."""
+    chain = [(s, i) for s, depth in enumerate(depths) for i in range(depth)]
+    kept = [position for position, place in enumerate(chain) if place not in places]
+    slots = []
+    for place in sorted(places):
+        position = chain.index(place)
+        before = [k for k in kept if k < position]
+        after = [k for k in kept if k > position]
+        if not before:
+            raise PlanError(f'replace.slots holds {place!r}, but no kept block precedes it: keep at least one')
+        slots.append(Slot(*place, preceding=chain[before[-1]], succeeding=chain[after[0]] if after else None))
+    return tuple(slots)

@@ -1,0 +1,101 @@
+"""Surgery: a plan carried out on a built backbone."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from .checkpoint import attach_plan
+from .checkpointing import make_non_reentrant
+from .computing_layers import ComputingLayer, Synthesizing
+from .families import find_family
+from .plan import KEYS, Plan, PlanError, make_plan
+
+
+def check_keys(replace) -> dict:
+    """Check that ``replace`` is a dict of known keys; None is the default plan.
+
+    Raises:
+        PlanError: It is something else, or holds an unknown key.
+    """
+    if replace is None:
+        return {}
+    if not isinstance(replace, dict):
+        raise PlanError(f'replace={replace!r} is not valid: expected a dict with keys among {", ".join(KEYS)}')
+    for key in replace:
+        if key not in KEYS:
+            raise PlanError(f'replace.{key}={replace[key]!r}: unknown key; expected one of {", ".join(KEYS)}')
+    return dict(replace)
+
+
+def apply_repl(backbone: nn.Module, **replace) -> Plan:
+    """Apply Replacement Learning to a built backbone, in place.
+
+    Needs no config, registry or Runner. Call it before the optimizer is built and before DDP or EMA wrap the model.
+
+    Args:
+        backbone (nn.Module): A backbone of a supported family (see :mod:`repl_mm.families`).
+        **replace: Settings of :func:`repl_mm.plan.make_plan`: every, stages, slots, mode, operator, ratio, fusion,
+            detach.
+
+    Returns:
+        Plan: What was done; ``print(plan)`` shows it, ``plan_of(backbone)`` gives it again later.
+
+    Raises:
+        PlanError: A setting is not valid, the backbone is not supported or was changed already. The backbone is
+            unchanged then, unless the message comes from an operator that its blocks do not have.
+
+    Example:
+        >>> backbone = mmdet.models.ResNet(depth=50)
+        >>> print(repl_mm.apply_repl(backbone, every=2))
+    """
+    replace = check_keys(replace)
+    if plan_of(backbone) is not None:
+        raise PlanError(f'RepL was applied to this {type(backbone).__name__} before: build a new one to change its plan')
+    family = find_family(backbone)
+    stages = family.stages(backbone)
+    plan = make_plan(type(backbone).__name__, [len(s) for s in stages], family.frozen(backbone), **replace)
+
+    # All computing layers are built before any takes its place: neighbours are looked up among the original blocks.
+    layers = {}
+    borrowed = []
+    for slot in plan.slots:
+        neighbours = tuple(stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding)))
+        layers[slot] = family.build(plan, stages[slot.stage][slot.index], neighbours)
+        borrowed += neighbours
+    for slot, layer in layers.items():
+        stages[slot.stage][slot.index] = layer
+    if plan.mode in ('fuse', 'share'):
+        for block in borrowed:
+            make_non_reentrant(block)
+    attach_plan(backbone, plan)
+    return plan
+
+
+def plan_of(backbone: nn.Module) -> Plan | None:
+    """The plan that was applied to a backbone, or None."""
+    plan = getattr(backbone, 'repl', None)
+    return plan if isinstance(plan, Plan) else None
+
+
+def repl_backbones(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All backbones in a model to which RepL was applied, with their dotted names."""
+    return [(name, module) for name, module in model.named_modules() if plan_of(module) is not None]
+
+
+def computing_layers(model: nn.Module) -> Iterator[tuple[str, ComputingLayer]]:
+    """All computing layers of a model with their dotted names."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, ComputingLayer))
+
+
+def fold(model: nn.Module) -> None:
+    """Synthesize all weights of a model in eval mode once, until :func:`unfold`, ``train()`` or a load of weights."""
+    for module in model.modules():
+        if isinstance(module, Synthesizing):
+            module.fold()
+
+
+def unfold(model: nn.Module) -> None:
+    """Undo :func:`fold`."""
+    for module in model.modules():
+        if isinstance(module, Synthesizing):
+            module.unfold()
