@@ -3,8 +3,8 @@
 The figures are those of one optimizer step of the backbone alone, in train mode as its config trains it (frozen stages
 and ``norm_eval`` included), in fp32:
 
-- **FLOPs** of convolutions and matrix products, a multiply-add counted as 2. Element-wise operations, normalization and
-  pooling are not counted.
+- **FLOPs** of convolutions and matrix products, a multiply-add counted as 2. Element-wise operations, normalization
+  and pooling are not counted.
 - **Activation bytes**: what autograd holds for the backward pass at the end of the forward pass, every storage counted
   once; parameters, buffers and the input image excluded. What a custom autograd function keeps outside of
   ``save_for_backward`` is not seen.
@@ -25,14 +25,17 @@ from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeCopyMode,
     FakeTensorMode,
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
+
+from .computing_layers import recomputed
+from .surgery import computing_layers
 
 _UNCOUNTABLE = (
     DataDependentOutputException,
@@ -40,6 +43,7 @@ _UNCOUNTABLE = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+aten = torch.ops.aten
 _LABELS = {'fuse': 'RepL'}  # of a mode, in tables
 
 
@@ -55,7 +59,6 @@ class Cost:
         total_params (int): The same with the frozen ones.
         flops (int): FLOPs of forward and backward, recomputation included.
         forward_flops (int): FLOPs of the forward pass.
-        synthesis_flops (int): The part of ``flops`` that makes the weights of the computing layers; 0 without any.
         activation_bytes (int): Bytes saved for the backward pass.
         optimizer_bytes (int): Bytes of the optimizer's state.
         shape (tuple[int]): Height and width of the input image.
@@ -66,7 +69,6 @@ class Cost:
     total_params: int
     flops: int
     forward_flops: int
-    synthesis_flops: int
     activation_bytes: int
     optimizer_bytes: int
     shape: tuple
@@ -95,10 +97,7 @@ def measure(backbone, shape=(800, 1344), batch=2, moments=1):
     channels, height, width = _image(shape)
     if batch < 1:
         raise ValueError(f'batch={batch} is no number of images: give a whole number of at least 1')
-    mode = FakeTensorMode()
-    with FakeCopyMode(mode):
-        backbone = copy.deepcopy(backbone)
-    backbone.train()  # freezes stages and sets norm_eval; that of mm's backbones returns None
+    backbone, mode = _fake(backbone)
     params = list(backbone.parameters())
     trainable = sum(p.numel() for p in params if p.requires_grad)
     saved = weakref.WeakSet()  # handles that autograd still holds at the end of the forward pass
@@ -109,18 +108,15 @@ def measure(backbone, shape=(800, 1344), batch=2, moments=1):
         return handle
 
     try:
-        with mode, _counter() as counter:
+        with mode, _FlopCounter() as counter:
             image = torch.empty(batch, channels, height, width)
             with saved_tensors_hooks(pack, lambda handle: handle.tensor):
                 outputs = [out for out in tree_leaves(backbone(image)) if isinstance(out, torch.Tensor)]
             given = {_storage(tensor) for tensor in [image, *params, *backbone.buffers()]}
             kept = {_storage(handle.tensor): handle.tensor.untyped_storage().nbytes() for handle in saved}
-            forward_flops = counter.get_total_flops()
+            forward_flops = counter.total
             _backward(outputs)
-            flops = counter.get_total_flops()
-        with mode, _counter() as counter:
-            synthesize(backbone)
-            synthesis_flops = counter.get_total_flops()
+            flops = counter.total
     except _UNCOUNTABLE as error:
         operator = next((str(arg) for arg in [getattr(error, 'func', None), *error.args] if arg), type(error).__name__)
         raise RuntimeError(
@@ -131,7 +127,6 @@ def measure(backbone, shape=(800, 1344), batch=2, moments=1):
         total_params=sum(p.numel() for p in params),
         flops=flops,
         forward_flops=forward_flops,
-        synthesis_flops=synthesis_flops,
         activation_bytes=sum(size for storage, size in kept.items() if storage not in given),
         optimizer_bytes=4 * moments * trainable,
         shape=(height, width),
@@ -140,10 +135,35 @@ def measure(backbone, shape=(800, 1344), batch=2, moments=1):
 
 
 def synthesize(backbone):
-    """Make the weights of every computing layer of a backbone once, forward and backward, and nothing else."""
-    for layer in backbone.modules():
-        if callable(getattr(layer, 'synthesize', None)):
-            _backward([weight for weight in tree_leaves(layer.synthesize()) if isinstance(weight, torch.Tensor)])
+    """Make the weights of every computing layer of a backbone as one training step does, and nothing else.
+
+    That is forward, again for the recomputation in backward, and backward.
+    """
+    for _, layer in computing_layers(backbone):
+        _backward([weight for weight in tree_leaves(recomputed(layer.synthesize)) if weight is not None])
+
+
+def synthesis_flops(backbone):
+    """FLOPs of :func:`synthesize`, a part of :attr:`Cost.flops`; 0 without computing layers that synthesize."""
+    backbone, mode = _fake(backbone)
+    with mode, _FlopCounter() as counter:
+        synthesize(backbone)
+    return counter.total
+
+
+def _fake(backbone):
+    """Copy of a backbone on fake CPU tensors, in train mode, and the mode to run it under."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # tensors that are neither parameter nor buffer stay real
+    with mode:
+        fakes = {id(p): nn.Parameter(_like(p), requires_grad=p.requires_grad) for p in backbone.parameters()}
+        fakes.update((id(buffer), _like(buffer)) for buffer in backbone.buffers())
+    backbone = copy.deepcopy(backbone, fakes)
+    backbone.train()  # freezes stages and sets norm_eval; that of mm's backbones returns None
+    return backbone, mode
+
+
+def _like(tensor):
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
 def _image(shape):
@@ -180,10 +200,30 @@ def _conv_backward_flops(grad, x, weight, _bias, _stride, _pad, _dilation, trans
     return conv_flop_count(x, weight, grad, transposed) * (mask[0] + mask[1])
 
 
-def _counter():
-    return FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops}
-    )
+class _FlopCounter(TorchDispatchMode):
+    """Sum of torch's FLOP formulas: ``FlopCounterMode`` without the account per module, which takes as long as the run."""
+
+    formulas = {
+        **flop_registry,
+        aten.convolution_backward: shape_wrapper(_conv_backward_flops),
+        # what scaled_dot_product_attention is on fake CPU tensors
+        aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+            aten._scaled_dot_product_flash_attention_backward
+        ],
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = self.formulas.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=out)
+        return out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -212,7 +252,8 @@ class Arm:
 class Row:
     """Result for one arm: its ``cost``, or a ``note`` that says why there is none.
 
-    ``model_params`` is the number of trainable parameters of the whole model with this backbone, or None.
+    ``model_params`` is the number of trainable parameters of the whole model with this backbone, or None;
+    ``synthesis_flops`` the part of the train FLOPs that makes weights, counted for arms that are not optional.
     """
 
     name: str
@@ -220,6 +261,7 @@ class Row:
     cost: Cost = None
     note: str = ''
     model_params: int = None
+    synthesis_flops: int = None
 
 
 def find_backbone(model):
@@ -262,7 +304,7 @@ def repl(backbone, **replace_keys):
     return cfg
 
 
-def arms_of(backbone, scope=None, modes=None, operators=(), frozen_stages=(-1, 0, 1)):
+def arms_of(backbone, scope=None, modes=None, operators=(), frozen_stages=(-1, 1)):
     """The backbones to compare, from the config of one.
 
     Args:
@@ -335,9 +377,11 @@ def compare(arms, scope=None, shape=(800, 1344), batch=2, moments=1, rest=None):
     """
     for arm in arms:
         try:
-            cost = measure(build_arm(arm, scope), shape, batch, moments)
+            backbone = build_arm(arm, scope)
+            cost = measure(backbone, shape, batch, moments)
             whole = None if rest is None else rest + cost.params
-            yield Row(arm.name, arm.group, cost, model_params=whole)
+            synthesis = None if arm.optional else synthesis_flops(backbone)
+            yield Row(arm.name, arm.group, cost, model_params=whole, synthesis_flops=synthesis)
         except (RuntimeError, TypeError, ValueError) as error:
             if not arm.optional:
                 raise
@@ -406,7 +450,7 @@ def _init_keys(cfg, scope):
     with DefaultScope.overwrite_default_scope(scope), MODELS.switch_scope_and_registry(None) as registry:
         kind = cfg['type'] if isinstance(cfg['type'], type) else registry.get(cfg['type'])
     if kind is None:
-        raise ValueError(f"backbone type {cfg['type']!r} is not registered in scope {scope!r}")
+        raise ValueError(f'backbone type {cfg["type"]!r} is not registered in scope {scope!r}')
     keys = {}
     for base in reversed(kind.__mro__):
         if '__init__' in vars(base) and base is not object:
@@ -485,7 +529,7 @@ def table(rows, title='', optimizer='SGD with momentum'):
         grid.add_row(f'[bold]{group}[/bold]')
         for row in relative(rows, group):
             if 'note' in row:
-                grid.add_row(row['name'], row['note'])
+                grid.add_row(row['name'], 'see note')
                 continue
             cells = [
                 f'{text(row[key])}  {_ratio(row["relative"].get(key))}'
@@ -505,10 +549,11 @@ def table(rows, title='', optimizer='SGD with momentum'):
         f'multiply-add = 2. Activations: bytes saved for backward. Optimizer state: {optimizer}. '
         'Kept: share of the saving that removing the same blocks gives.'
     )
-    synthesis = [f'{r.name} {r.cost.synthesis_flops / r.cost.flops:.2%}' for r in measured if r.cost.synthesis_flops]
+    synthesis = [f'{row.name} {row.synthesis_flops / row.cost.flops:.2%}' for row in measured if row.synthesis_flops]
     if synthesis:
-        caption += f' Synthesis in the train FLOPs: {", ".join(dict.fromkeys(synthesis))}.'
-    return f'{_render(grid)}\n{caption}'
+        caption += f' Synthesis of weights in the train FLOPs: {", ".join(synthesis)}.'
+    notes = [f'{row.name}, {row.group}: {row.note}' for row in rows if row.note]
+    return '\n'.join([_render(grid), caption, *notes])
 
 
 def relative(rows, group=None):
@@ -520,12 +565,12 @@ def relative(rows, group=None):
             yield dict(name=row.name, group=row.group, note=row.note)
             continue
         peers = {peer.name: peer for peer in rows if peer.group == row.group and peer.cost}
-        counts = dict(asdict(row.cost), model_params=row.model_params)
+        counts = dict(asdict(row.cost), model_params=row.model_params, synthesis_flops=row.synthesis_flops)
         out = dict(name=row.name, group=row.group, **counts, relative={}, kept={})
         e2e, removed = peers.get('E2E'), peers.get('remove')
         if e2e:
             base = dict(asdict(e2e.cost), model_params=e2e.model_params)
-            keys = [key for key in counts if isinstance(base[key], int) and base[key] and key != 'batch']
+            keys = [key for key in base if isinstance(base[key], int) and base[key] and key != 'batch']
             out['relative'] = {key: counts[key] / base[key] for key in keys}
         if e2e and removed and row.name != 'E2E':
             out['kept'] = {

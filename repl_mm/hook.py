@@ -1,1 +1,232 @@
+"""The hook: reports, verifies, calibrates, logs, keeps the plan with the checkpoints, folds for evaluation."""
 
+import itertools
+import json
+import os.path as osp
+
+import torch
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from .calibration import calibrate, uncalibrated
+from .checkpoint import PLAN_KEY, refuse_difference
+from .fusion import FusedWeight, Synthesis
+from .plan import PlanError
+from .registry import HOOKS, register
+from .surgery import computing_layers, fold, repl_backbones, unfold
+
+PLAN_FILE = 'repl_plan.json'
+
+
+class RepLHook(Hook):
+    """Care for the RepL backbones of a Runner's model; does nothing for a model without any.
+
+    * At the start: prints the plan and what it saves, writes the plan to ``work_dir/repl_plan.json``, checks that the
+      optimizer holds every parameter of the computing layers, calibrates their batch norms where ``norm_eval`` would
+      leave them without statistics.
+    * In the first step: checks that every one of these parameters receives a gradient.
+    * Every ``interval`` steps: logs the fusion coefficients.
+    * With checkpoints: writes the plan into ``meta['repl_plan']``, and refuses to load or resume from another plan.
+    * For validation and test: synthesizes the weights once instead of at every forward.
+
+    Args:
+        shape (tuple[int] | None): Height and width at which the report counts costs, batch size 2; None: no costs.
+            Default: (800, 1344), what mmdet's schedules train on.
+        interval (int): Steps between two logs of the coefficients. Default: 50.
+        calibration_batches (int): Training batches to calibrate on, where needed. Default: 16.
+
+    Raises:
+        ValueError: A setting is not valid.
+        PlanError: A checkpoint was made with another plan.
+        RuntimeError: A parameter is not in the optimizer, or received no gradient.
+    """
+
+    # after EMAHook, which swaps the parameters that are to be folded
+    priority = 'LOW'
+
+    def __init__(self, shape=(800, 1344), interval: int = 50, calibration_batches: int = 16):
+        if shape is not None and (len(shape) != 2 or min(shape) < 1):
+            raise ValueError(f'RepLHook.shape={shape!r} is not valid: expected (height, width), or None for no costs')
+        for key, value in (('interval', interval), ('calibration_batches', calibration_batches)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f'RepLHook.{key}={value!r} is not valid: expected an integer of at least 1')
+        self.shape = shape
+        self.interval = interval
+        self.calibration_batches = calibration_batches
+        self._awaited: dict[str, torch.utils.hooks.RemovableHandle] | None = None
+
+    # ---- start ----------------------------------------------------------------------------------------------------
+
+    def before_train(self, runner) -> None:
+        model = _bare(runner.model)
+        backbones = repl_backbones(model)
+        if not backbones:
+            runner.logger.info('RepLHook: the model has no RepL backbone, nothing to do')
+            return
+        for name, backbone in backbones:
+            runner.logger.info(f'{name}: {backbone.repl}')
+        self._report(runner, backbones)
+        self._write_plan(runner, backbones)
+        self._refuse_reentrant(runner, backbones)
+        self._verify_optimizer(runner, model)
+        if runner.iter == 0:
+            self._calibrate(runner, model, backbones)
+        self._awaited = {}
+
+    @master_only
+    def _report(self, runner, backbones) -> None:
+        if self.shape is None:
+            return
+        from . import cost
+
+        for name, backbone in backbones:
+            try:
+                stock = cost.build(cost.stock(_node(runner.cfg.model, name)))
+                text = cost.report(cost.measure(stock, self.shape), cost.measure(backbone, self.shape))
+            except (RuntimeError, ValueError, KeyError) as error:  # never a reason not to train
+                text = f'no costs: {error}'
+            runner.logger.info(f'{name}, one training step of 2 images of {self.shape[0]}x{self.shape[1]}:\n{text}')
+
+    @master_only
+    def _write_plan(self, runner, backbones) -> None:
+        path = osp.join(runner.work_dir, PLAN_FILE)
+        with open(path, 'w') as file:
+            json.dump({name: backbone.repl.to_dict() for name, backbone in backbones}, file, indent=2)
+
+    def _refuse_reentrant(self, runner, backbones) -> None:
+        """mmengine's ``activation_checkpointing`` is reentrant: DDP dies on the borrowed weights inside it."""
+        modules = (runner.cfg or {}).get('activation_checkpointing') or []
+        modules = [modules] if isinstance(modules, str) else modules
+        for name, backbone in backbones:
+            inside = [m for m in modules if m == name or m.startswith(f'{name}.') or name.startswith(f'{m}.')]
+            if inside and is_model_wrapper(runner.model) and backbone.repl.mode in ('fuse', 'share'):
+                raise RuntimeError(
+                    f'activation_checkpointing={inside!r} cannot be combined with RepL in distributed training (its '
+                    'checkpoint is reentrant): use with_cp=True of the backbone instead'
+                )
+
+    def _verify_optimizer(self, runner, model) -> None:
+        optimizers = getattr(runner.optim_wrapper, 'optim_wrappers', None) or {'': runner.optim_wrapper}
+        held = {id(p) for o in optimizers.values() for group in o.param_groups for p in group['params']}
+        left_out = [name for name, p in _parameters(model) if p.requires_grad and id(p) not in held]
+        if left_out:
+            raise RuntimeError(
+                f'{len(left_out)} parameters of computing layers are not in the optimizer, first {left_out[0]!r}: '
+                'RepL must be applied before the optimizer is built, by the type of the backbone in the config'
+            )
+
+    def _calibrate(self, runner, model, backbones) -> None:
+        model.train()
+        for name, backbone in backbones:
+            if not uncalibrated(backbone):
+                continue
+            batches = itertools.islice(runner.train_dataloader, self.calibration_batches)
+            done = calibrate(backbone, (_images(model, batch, name) for batch in batches))
+            runner.logger.info(f'{name}: statistics of {done} norms of computing layers calibrated')
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if self._awaited == {}:
+            for name, p in _parameters(_bare(runner.model)):
+                if p.requires_grad:
+                    self._awaited[name] = p.register_hook(lambda grad, name=name: self._received(name))
+
+    def _received(self, name: str) -> None:
+        handle = self._awaited.pop(name, None) if self._awaited else None
+        if handle is not None:
+            handle.remove()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self._awaited is not None:
+            waiting, self._awaited = list(self._awaited), None
+            if waiting:
+                raise RuntimeError(
+                    f'{len(waiting)} parameters of computing layers received no gradient in the first step, first '
+                    f'{waiting[0]!r}: they would never be trained'
+                )
+        if self.every_n_train_iters(runner, self.interval) and is_main_process():
+            summary = coefficient_summary(_bare(runner.model))
+            if summary:
+                runner.visualizer.add_scalars(summary, step=runner.iter + 1)
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        plans = {name: backbone.repl.to_dict() for name, backbone in repl_backbones(_bare(runner.model))}
+        if plans:
+            checkpoint['meta']['repl_plan'] = plans
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        saved = checkpoint.get('meta', {}).get('repl_plan', {})
+        for name, backbone in repl_backbones(_bare(runner.model)):
+            if name in saved:
+                refuse_difference(saved[name], backbone.repl, 'the checkpoint')
+            elif runner._resume and f'{name}.{PLAN_KEY}' not in checkpoint.get('state_dict', {}):
+                raise PlanError(
+                    f'cannot resume: the checkpoint holds no RepL plan for {name!r}, so its optimizer state belongs '
+                    'to another model; use load_from to start from its weights'
+                )
+
+    # ---- evaluation -----------------------------------------------------------------------------------------------
+
+    def before_val_epoch(self, runner) -> None:
+        fold(_bare(runner.model))
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        unfold(_bare(runner.model))
+
+    before_test_epoch = before_val_epoch
+    after_test_epoch = after_val_epoch
+
+
+def coefficient_summary(model: nn.Module) -> dict[str, float]:
+    """How the computing layers use their neighbours, for the log.
+
+    Returns:
+        dict[str, float]: Per computing layer, ``repl/<layer>/<role>/preceding``: the preceding block's share of the
+        fusion coefficients' length (0.5: both neighbours alike), and ``.../gain``: mean absolute gain.
+    """
+    summary = {}
+    for layer_name, layer in computing_layers(model):
+        for name, module in layer.named_modules():
+            if not isinstance(module, Synthesis):
+                continue
+            key = f'repl/{layer_name}/' + name.removeprefix('repl.').removesuffix('.synthesis')
+            if module.gain is not None:
+                summary[f'{key}/gain'] = module.gain.detach().abs().mean().item()
+            if isinstance(module.source, FusedWeight):
+                lengths = [c.detach().norm().item() for c in module.source.coefficients]
+                preceding = lengths[: len(lengths) // len(getattr(layer, 'neighbours', (0, 0)))]
+                summary[f'{key}/preceding'] = sum(preceding) / max(sum(lengths), 1e-12)
+    return summary
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _node(config: dict, name: str) -> dict:
+    """The part of a model's config that describes its submodule ``name``."""
+    for key in name.split('.'):
+        config = config[key]
+    return config
+
+
+def _parameters(model: nn.Module):
+    return ((f'{name}.{key}', p) for name, layer in computing_layers(model) for key, p in layer.named_parameters())
+
+
+def _images(model: nn.Module, batch, name: str) -> torch.Tensor:
+    inputs = model.data_preprocessor(batch, True)['inputs']
+    if not isinstance(inputs, torch.Tensor):
+        raise PlanError(
+            f"replace.operator='full' of {name!r} has batch norms to calibrate, but the model's inputs are "
+            f'{type(inputs).__name__}, not images: choose an operator without norms or norm_eval=False'
+        )
+    return inputs
+
+
+register(HOOKS, 'RepLHook', RepLHook)

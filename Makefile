@@ -1,0 +1,30 @@
+# make install  .venv with the tested stack and this package (10 to 15 minutes: mmcv is compiled)
+# make demo     trains, tests and costs a RepL detector on a generated dataset
+# make test     the test suite         make lint   ruff         make clean   removes what the above wrote
+
+VENV ?= .venv
+# The first Python on the path that the tested stack supports; PYTHON=... chooses another.
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.10,$(shell \
+	$(p) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $(p))) python3)
+
+.PHONY: install demo test lint clean
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements/tested.txt requirements/install.py setup.cfg pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo 'make: no python3 found; Python 3.10 to 3.12 is needed'; exit 1; }
+	$(PYTHON) requirements/install.py $(VENV)
+	@touch $@
+
+demo: install
+	$(VENV)/bin/python tools/demo.py $(ARGS)
+
+test: install
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) work_dirs data/mini build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['repl_mm'])
+
+model = dict(backbone=dict(type='RepLResNet', replace=dict()))
+custom_hooks = [dict(type='RepLHook')]

@@ -1,0 +1,212 @@
+"""Weight space against brute-force loops in numpy: alignment, the learnable transformations, normalization."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from repl_mm.computing_layers import borrow
+from repl_mm.fusion import (
+    FusedWeight,
+    OwnWeight,
+    SharedWeight,
+    Synthesis,
+    align_channels,
+    align_kernel,
+    build_source,
+    spread,
+)
+
+# shape of the weight to be made, shapes of the neighbours' weights, hidden dimension, groups
+SHAPES = {
+    'equal': ((4, 3, 3, 3), [(4, 3, 3, 3), (4, 3, 3, 3)], 0, 2),
+    'wider neighbours': ((4, 8, 1, 1), [(8, 12, 1, 1), (12, 8, 1, 1)], 0, 4),
+    'narrower neighbours': ((6, 4, 3, 3), [(3, 4, 3, 3), (3, 2, 3, 3)], 0, 3),
+    'depthwise from dense': ((4, 1, 3, 3), [(8, 8, 3, 3), (4, 4, 3, 3)], 0, 2),
+    'pointwise from 3x3': ((2, 5, 1, 1), [(4, 5, 3, 3), (4, 5, 3, 3)], 0, 2),
+    '3x3 from pointwise': ((4, 4, 3, 3), [(4, 4, 1, 1), (4, 4, 5, 5)], 0, 1),
+    'hidden input channels': ((8, 2, 1, 1), [(8, 4, 1, 1), (16, 4, 1, 1)], 1, 2),
+    'one neighbour': ((4, 8, 1, 1), [(8, 8, 1, 1)], 0, 2),
+    'groups without common divisor': ((4, 2, 1, 1), [(6, 2, 1, 1), (6, 2, 1, 1)], 0, 4),
+}
+TRANSFORMS = ('scalar', 'channel', 'mix', 'lowrank')
+
+
+def aligned(weight, shape, dim):
+    """``weight`` as (hidden, outer, kh, kw) with the outer channels and the kernel of ``shape``, by loops."""
+    weight = weight.detach().numpy()
+    if dim == 1:
+        weight = weight.transpose(1, 0, 2, 3)
+    hidden, outer = weight.shape[:2]
+    wanted = shape[1 - dim]
+    out = np.zeros((hidden, wanted, *shape[2:]))
+    for h, o, y, x in itertools.product(*map(range, out.shape)):
+        sources = range(outer) if wanted == 1 < outer else [o * outer // wanted]
+        for source in sources:
+            kernel = weight[h, source]
+            if shape[2:] == (1, 1):
+                value = kernel.sum()
+            else:  # centre on centre, zero outside
+                y_in, x_in = y + (kernel.shape[0] - shape[2]) // 2, x + (kernel.shape[1] - shape[3]) // 2
+                inside = 0 <= y_in < kernel.shape[0] and 0 <= x_in < kernel.shape[1]
+                value = kernel[y_in, x_in] if inside else 0
+            out[h, o, y, x] += value / len(sources)
+    return out
+
+
+def expected(source, weights):
+    """``sum_j T_j(W_j)``, ``W_j`` with hidden units of unit length, by loops over hidden units."""
+    hidden = source.shape[source.dim]
+    outer = source.shape[1 - source.dim]
+    total = np.zeros((hidden, outer, *source.shape[2:]))
+    for j, weight in enumerate(weights):
+        unit = aligned(weight, source.shape, source.dim)
+        for h in range(len(unit)):
+            unit[h] /= np.sqrt((unit[h] ** 2).sum())
+        coefficient = source.coefficients[j].detach().numpy()
+        for h in range(hidden):
+            near = unit[h * len(unit) // hidden]
+            if source.type == 'scalar':
+                total[h] += coefficient[0] * near
+            elif source.type == 'mix':
+                rows, columns = hidden // source.groups, len(unit) // source.groups
+                group = h // rows
+                for c in range(columns):
+                    total[h] += coefficient[group, h % rows, c] * unit[group * columns + c]
+            else:
+                total[h] += coefficient[h] * near
+            if source.type == 'lowrank':
+                up, down = source.up[j].detach().numpy(), source.down[j].detach().numpy()
+                for r, c in itertools.product(range(len(down)), range(len(unit))):
+                    total[h] += up[h, r] * down[r, c] * unit[c]
+    return total.transpose(1, 0, 2, 3) if source.dim == 1 else total
+
+
+@pytest.mark.parametrize('kind', TRANSFORMS)
+@pytest.mark.parametrize('case', SHAPES)
+def test_transformation_equals_loops(case, kind):
+    torch.manual_seed(0)
+    shape, neighbours, dim, groups = SHAPES[case]
+    source = FusedWeight(shape, neighbours, dim, type=kind, groups=groups, rank=3).double()
+    weights = [torch.randn(n, dtype=torch.float64) for n in neighbours]
+    np.testing.assert_allclose(source(weights).detach(), expected(source, weights), atol=1e-12)
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    made = source(weights)
+    assert made.shape == shape
+    np.testing.assert_allclose(made.detach(), expected(source, weights), atol=1e-12)
+
+
+@pytest.mark.parametrize('kind', TRANSFORMS)
+def test_gradient_reaches_both_neighbours_and_all_parameters(kind):
+    torch.manual_seed(0)
+    shape = (6, 4, 3, 3)
+    source = FusedWeight(shape, [shape, shape], type=kind, groups=2, rank=2).double()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    source(weights).square().sum().backward()
+    for tensor in [*weights, *source.parameters()]:
+        assert tensor.grad.abs().sum() > 0
+    assert torch.autograd.gradcheck(lambda *w: source(list(w)), weights)
+
+
+@pytest.mark.parametrize('detach', [False, True])
+def test_detach(detach):
+    blocks = tuple(torch.nn.Conv2d(4, 4, 1) for _ in range(2))
+    weights = borrow(blocks, lambda block, role: [block.weight], 'any', detach)
+    FusedWeight((4, 4, 1, 1), [(4, 4, 1, 1)] * 2)(weights).sum().backward()
+    assert [block.weight.grad is None for block in blocks] == [detach, detach]
+
+
+@pytest.mark.parametrize('kind', ['channel', 'mix', 'lowrank'])
+def test_start_takes_every_hidden_unit_from_one_neighbour_in_turn(kind):
+    torch.manual_seed(0)
+    shape = (4, 5, 1, 1)
+    weights = [torch.randn(shape), torch.randn(shape)]
+    made = FusedWeight(shape, [shape, shape], type=kind, groups=2)(weights).flatten(1)
+    for h in range(4):
+        unit = weights[h % 2].flatten(1)[h]
+        torch.testing.assert_close(made[h], unit / unit.norm())
+
+
+def test_scalar_starts_at_the_mean():
+    shape = (3, 2, 1, 1)
+    weights = [torch.randn(shape), torch.randn(shape)]
+    unit = [w / w.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for w in weights]
+    torch.testing.assert_close(FusedWeight(shape, [shape, shape], type='scalar')(weights), (unit[0] + unit[1]) / 2)
+
+
+def test_groups_are_lowered_to_a_common_divisor():
+    assert FusedWeight((8, 1, 1, 1), [(12, 1, 1, 1), (8, 1, 1, 1)], groups=8).groups == 4
+    assert FusedWeight((8, 1, 1, 1), [(9, 1, 1, 1)], groups=4).groups == 1
+
+
+def test_parameters_are_at_least_one_dimensional():
+    for kind in TRANSFORMS:
+        source = FusedWeight((4, 4, 3, 3), [(4, 4, 3, 3)] * 2, type=kind)
+        assert min(p.dim() for p in Synthesis(source).parameters()) >= 1
+
+
+def test_unknown_transformation():
+    with pytest.raises(ValueError, match="unknown transformation 'sum'; valid are scalar, channel, mix, lowrank"):
+        FusedWeight((4, 4, 1, 1), [(4, 4, 1, 1)], type='sum')
+
+
+def test_spread():
+    assert spread(4, 4).tolist() == [0, 1, 2, 3]
+    assert spread(2, 6).tolist() == [0, 3]
+    assert spread(6, 2).tolist() == [0, 0, 0, 1, 1, 1]
+    assert spread(4, 6).tolist() == [0, 1, 3, 4]
+
+
+def test_alignment_keeps_the_response_to_a_constant_input():
+    torch.manual_seed(0)
+    weight = torch.randn(4, 6, 3, 3)
+    for kernel in [(1, 1), (5, 5)]:
+        torch.testing.assert_close(align_kernel(weight, kernel).sum((2, 3)), weight.sum((2, 3)))
+    assert align_kernel(weight, (3, 3)) is weight
+    torch.testing.assert_close(align_channels(weight, 1, 1), weight.mean(1, keepdim=True))
+    torch.testing.assert_close(align_channels(weight, 0, 2), weight[[0, 2]])
+
+
+@pytest.mark.parametrize('mode', ['fuse', 'share', 'own'])
+def test_synthesis_has_rows_as_long_as_its_gain_whatever_the_scale_of_the_neighbours(mode):
+    torch.manual_seed(0)
+    shape, neighbours, dim, _ = SHAPES['hidden input channels']
+    weights = [torch.randn(n) for n in neighbours]
+    synthesis = Synthesis(build_source(mode, shape, neighbours, dim, dict(type='mix', groups=2)), gain=0.5)
+    torch.nn.init.uniform_(synthesis.gain, 0.1, 2)
+    weight, bias = synthesis(weights)
+    torch.testing.assert_close(weight.flatten(1).norm(dim=1), synthesis.gain.detach())
+    assert bias.shape == shape[:1] and not bias.any()
+    scaled, _ = synthesis([w * 1000 for w in weights])
+    torch.testing.assert_close(scaled, weight, rtol=1e-4, atol=1e-5)
+
+
+def test_synthesis_without_gain_and_bias():
+    synthesis = Synthesis(OwnWeight((4, 4, 1, 1)), gain=None, bias=False)
+    weight, bias = synthesis([])
+    torch.testing.assert_close(weight.flatten(1).norm(dim=1), torch.ones(4))
+    assert bias is None and len(list(synthesis.parameters())) == 1
+
+
+def test_share_takes_the_preceding_weight_unchanged():
+    weights = [torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)]
+    source = SharedWeight((4, 3, 3, 3), [w.shape for w in weights])
+    assert torch.equal(source(weights), weights[0]) and not list(source.parameters())
+
+
+def test_own_ignores_the_neighbours():
+    source = OwnWeight((4, 3, 1, 1), [(4, 3, 1, 1)])
+    assert source([torch.randn(4, 3, 1, 1)]) is source.weight
+
+
+@pytest.mark.parametrize('kind', TRANSFORMS)
+def test_zero_neighbours_stay_finite(kind):
+    """A neighbour whose weights are all zero gives no NaN in either direction."""
+    weight = torch.zeros(4, 4, 1, 1, requires_grad=True)
+    made, _ = Synthesis(FusedWeight((4, 4, 1, 1), [(4, 4, 1, 1)], type=kind))([weight])
+    made.sum().backward()
+    assert made.isfinite().all() and weight.grad.isfinite().all()

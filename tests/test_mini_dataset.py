@@ -1,0 +1,252 @@
+"""The mini dataset: determinism, exact masks, a folder that pycocotools and mmdet read; and the VOC converter."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import mini_dataset
+import numpy as np
+import pytest
+import voc_to_coco
+from pycocotools.coco import COCO
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def coco_dir(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'mini'
+    assert mini_dataset.write_coco(out, num_train=6, num_val=4, size=(64, 96), seed=3)
+    return out
+
+
+def _scene(seed=0, size=(72, 120), **kwargs):
+    return mini_dataset.scene(np.random.default_rng(seed), size, **kwargs)
+
+
+def test_scene_is_deterministic_and_seeds_differ():
+    for one, two in zip(_scene(5), _scene(5), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(_scene(5)[0], _scene(6)[0])
+
+
+def test_scenes_do_not_depend_on_their_number_and_splits_differ():
+    few = list(mini_dataset.scenes('train', 2, (48, 48), seed=1))
+    more = list(mini_dataset.scenes('train', 3, (48, 48), seed=1))
+    other = list(mini_dataset.scenes('val', 2, (48, 48), seed=1))
+    np.testing.assert_array_equal(few[1][0], more[1][0])
+    assert not np.array_equal(few[0][0], other[0][0])
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_every_label_has_pixels_and_every_pixel_a_label(seed):
+    image, instances, labels = _scene(seed)
+    assert image.shape == (72, 120, 3) and image.dtype == np.uint8
+    assert set(np.unique(instances)) - {0} == set(range(1, len(labels) + 1))
+    assert all(0 <= label < len(mini_dataset.CLASSES) for label in labels)
+
+
+def test_objects_hide_each_other():
+    hidden = 0
+    for seed in range(10):
+        _, instances, labels = _scene(seed, num_objects=12, min_visible=0.0)
+        sides = [np.ptp(np.argwhere(instances == i + 1), axis=0) + 1 for i in range(len(labels))]
+        # a whole convex shape fills at least half of its box; what is far below has been cut
+        hidden += sum((instances == i + 1).sum() < 0.25 * np.prod(side) for i, side in enumerate(sides))
+    assert hidden > 0
+    few, many = (_scene(0, num_objects=40, min_visible=share)[2] for share in (0.9, 0.0))
+    assert len(few) < len(many)
+
+
+def _inside(contours, x, y):
+    """Even-odd rule: how often a ray to the right crosses the contours."""
+    inside = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
+    for contour in contours:
+        for (x1, y1), (x2, y2) in zip(contour, np.roll(contour, -1, axis=0), strict=True):
+            if y1 != y2:
+                inside ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
+    return inside
+
+
+def _distance(contours, x, y):
+    """Distance of every pixel to the nearest edge of the contours."""
+    pixels = np.stack(np.broadcast_arrays(x, y), axis=-1).astype(float)
+    nearest = np.inf
+    for contour in contours:
+        for start, end in zip(contour, np.roll(contour, -1, axis=0), strict=True):
+            along = np.clip((pixels - start) @ (end - start) / ((end - start) @ (end - start)), 0, 1)
+            nearest = np.minimum(nearest, np.linalg.norm(pixels - start - along[..., None] * (end - start), axis=-1))
+    return nearest
+
+
+@pytest.mark.parametrize('name', mini_dataset.CLASSES)
+def test_masks_are_the_shapes_up_to_the_border_pixels(name):
+    contours = mini_dataset._place(mini_dataset.outline(name), (41.3, 30.8), 22.0, 0.7, squeeze=0.8)
+    mask = mini_dataset._fill(contours, (64, 80))
+    x, y = np.arange(80)[None], np.arange(64)[:, None]
+    clear = _distance(contours, x, y) > 1
+    assert clear.mean() > 0.8
+    np.testing.assert_array_equal(mask[clear], _inside(contours, x, y)[clear])
+
+
+def test_an_object_changes_its_own_pixels_only():
+    rng = np.random.default_rng(0)
+    mask = rng.random((30, 40)) < 0.3
+    image = np.full((30, 40, 3), -1000, np.float32)
+    mini_dataset._paint(rng, image, mask, center=(20, 15), radius=10, color=np.array([10, 20, 30]))
+    np.testing.assert_array_equal((image != -1000).all(axis=2), mask)
+    np.testing.assert_array_equal((image != -1000).any(axis=2), mask)
+
+
+def test_outlines_have_the_area_that_geometry_says():
+    expected = dict(
+        circle=np.pi, ring=np.pi * (1 - 0.55**2), square=2 * 1.15**2, triangle=1.2**2 * 3 * np.sqrt(3) / 4,
+        star=5 * 1.2 * 0.5 * np.sin(np.pi / 5), cross=4 * 0.36 * (2 * 1.05 - 0.36),
+    )  # fmt: skip
+    for name in mini_dataset.CLASSES:
+        x, y = np.meshgrid(*[np.linspace(-1.3, 1.3, 521)] * 2)
+        inside = _inside(mini_dataset.outline(name), x, y)
+        assert inside.mean() * 2.6**2 == pytest.approx(expected[name], rel=0.02), name
+    with pytest.raises(ValueError, match="unknown shape 'hexagon', valid are circle"):
+        mini_dataset.outline('hexagon')
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_annotations_agree_with_the_scenes_pixel_by_pixel(coco_dir, split):
+    coco = COCO(coco_dir / 'annotations' / f'instances_{split}.json')
+    num = dict(train=6, val=4)[split]
+    assert sorted(coco.imgs) == list(range(1, num + 1))
+    assert [coco.cats[i]['name'] for i in sorted(coco.cats)] == list(mini_dataset.CLASSES)
+    for i, (image, instances, labels) in enumerate(mini_dataset.scenes(split, num, (64, 96), seed=3)):
+        entry = coco.imgs[i + 1]
+        written = cv2.imread(str(coco_dir / split / entry['file_name']))
+        assert written.shape == (entry['height'], entry['width'], 3) == image.shape
+        assert np.abs(written.astype(int) - image).mean() < 10  # JPEG
+        annotations = coco.imgToAnns[i + 1]
+        assert [a['category_id'] - 1 for a in annotations] == list(labels)
+        for value, annotation in enumerate(annotations, 1):
+            pixels = [(r, c) for r in range(64) for c in range(96) if instances[r, c] == value]
+            mask = coco.annToMask(annotation)
+            assert [tuple(map(int, p)) for p in np.argwhere(mask)] == pixels
+            rows, cols = zip(*pixels, strict=True)
+            box = [min(cols), min(rows), max(cols) - min(cols) + 1, max(rows) - min(rows) + 1]
+            assert annotation['bbox'] == box
+            assert annotation['area'] == len(pixels)
+            assert annotation['iscrowd'] == 0
+
+
+def test_mmdet_reads_boxes_and_masks(coco_dir):
+    mmdet_datasets = pytest.importorskip('mmdet.datasets')
+    pipeline = [
+        dict(type='mmdet.LoadImageFromFile'),
+        dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
+    ]
+    dataset = mmdet_datasets.CocoDataset(
+        data_root=str(coco_dir),
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='val/'),
+        metainfo=dict(classes=mini_dataset.CLASSES),
+        pipeline=pipeline,
+    )
+    assert len(dataset) == 4
+    _, instances, labels = list(mini_dataset.scenes('val', 4, (64, 96), seed=3))[2]
+    item = dataset[2]
+    np.testing.assert_array_equal(item['gt_bboxes_labels'], labels)
+    assert not item['gt_ignore_flags'].any()
+    for i, mask in enumerate(item['gt_masks'].masks):
+        np.testing.assert_array_equal(mask.astype(bool), instances == i + 1)
+
+
+def test_same_settings_are_skipped_others_replace(tmp_path):
+    out = tmp_path / 'mini'
+    settings = dict(num_train=2, num_val=1, size=(40, 40))
+    assert mini_dataset.write_coco(out, **settings)
+    before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
+    assert not mini_dataset.write_coco(out, **settings)
+    (out / 'left.txt').touch()
+    assert mini_dataset.write_coco(out, **settings, seed=1)
+    assert not (out / 'left.txt').exists()
+    assert mini_dataset.write_coco(out, **settings)
+    assert before == {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
+    assert [path.name for path in tmp_path.iterdir()] == ['mini']
+
+
+def test_a_cut_off_start_leaves_nothing_that_looks_finished(tmp_path, monkeypatch):
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_dataset, 'coco_annotations', fail)
+        with pytest.raises(KeyboardInterrupt):
+            mini_dataset.write_coco(tmp_path / 'mini', num_train=2, num_val=1, size=(40, 40))
+    assert not (tmp_path / 'mini').exists()
+    assert mini_dataset.write_coco(tmp_path / 'mini', num_train=2, num_val=1, size=(40, 40))
+
+
+def test_wrong_settings_end_in_one_line(tmp_path):
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'cat.jpg').touch()
+    for arguments, words in [
+        (['--out', tmp_path / 'photos'], 'left as it is'),
+        (['--out', tmp_path / 'x', '--num-val', 0], 'num_val=0'),
+        (['--out', tmp_path / 'x', '--size', 8, 64], 'size=(8, 64)'),
+    ]:
+        command = [sys.executable, ROOT / 'tools' / 'mini_dataset.py', *arguments]
+        run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert run.returncode == 2
+        assert words in run.stderr.splitlines()[-1]
+    assert (tmp_path / 'photos' / 'cat.jpg').exists()
+
+
+# ---- the VOC converter ----
+
+VOC = """<annotation><filename>{name}.jpg</filename><size><width>60</width><height>40</height><depth>3</depth></size>
+{objects}</annotation>"""
+OBJECT = (
+    '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
+)
+
+
+@pytest.fixture
+def voc_dir(tmp_path):
+    objects = dict(
+        a=[('RBC', 3, 5, 23, 15), ('WBC', 10, 10, 60, 40)],
+        b=[('RBC', 0, 0, 10, 10), ('RBC', 7, 7, 7, 20)],  # the second has no extent
+        c=[],
+    )
+    voc = tmp_path / 'voc'
+    for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        (voc / folder).mkdir(parents=True)
+    for name, boxes in objects.items():
+        text = VOC.format(name=name, objects=''.join(OBJECT.format(*box) for box in boxes))
+        (voc / 'Annotations' / f'{name}.xml').write_text(text)
+        cv2.imwrite(str(voc / 'JPEGImages' / f'{name}.jpg'), np.zeros((40, 60, 3), np.uint8))
+    (voc / 'ImageSets/Main/train.txt').write_text('b\na\n')
+    (voc / 'ImageSets/Main/val.txt').write_text('c\n')
+    return voc
+
+
+def test_voc_becomes_coco(voc_dir, tmp_path):
+    out = tmp_path / 'coco'
+    assert voc_to_coco.convert(voc_dir, out, ['RBC', 'WBC']) == dict(train=(2, 3, 1), val=(1, 0, 0))
+    coco = COCO(out / 'annotations' / 'instances_train.json')
+    assert [coco.imgs[i]['file_name'] for i in (1, 2)] == ['b.jpg', 'a.jpg']
+    assert all((entry['width'], entry['height']) == (60, 40) for entry in coco.imgs.values())
+    found = [(a['image_id'], coco.cats[a['category_id']]['name'], a['bbox'], a['area']) for a in coco.anns.values()]
+    assert found == [
+        (1, 'RBC', [0, 0, 10, 10], 100),
+        (2, 'RBC', [3, 5, 20, 10], 200),
+        (2, 'WBC', [10, 10, 50, 30], 1500),
+    ]
+    assert sorted(path.name for path in (out / 'images').iterdir()) == ['a.jpg', 'b.jpg', 'c.jpg']
+    assert json.loads((out / 'annotations' / 'instances_val.json').read_text())['annotations'] == []
+
+
+def test_voc_errors_name_what_is_wrong(voc_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"a\.xml: class 'WBC', valid are RBC"):
+        voc_to_coco.convert(voc_dir, tmp_path / 'coco', ['RBC'])
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match=r'no train\.txt, val\.txt or test\.txt in'):
+        voc_to_coco.convert(tmp_path / 'empty', tmp_path / 'coco', ['RBC'])

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Tests in GPUS processes per machine: bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
+# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT. Without CUDA the processes run on the CPU.
+set -euo pipefail
+[ $# -ge 3 ] || { echo "usage: $0 CONFIG CHECKPOINT GPUS [arguments of test.py]" >&2; exit 2; }
+
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$3" \
+    "$(dirname "$0")/test.py" "$1" "$2" --launcher pytorch "${@:4}"

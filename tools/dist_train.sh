@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Trains in GPUS processes per machine: bash tools/dist_train.sh CONFIG GPUS [arguments of train.py]
+# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT. Without CUDA the processes run on the CPU.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 CONFIG GPUS [arguments of train.py]" >&2; exit 2; }
+
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$2" \
+    "$(dirname "$0")/train.py" "$1" --launcher pytorch "${@:3}"

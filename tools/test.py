@@ -1,0 +1,59 @@
+"""Tests a checkpoint of a config's model: detection, segmentation or classification, with or without RepL."""
+
+from _common import build_runner, check_checkpoint, check_data, load_config, make_parser, one_line_errors, stop
+from mmengine.registry import METRICS
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', help='dump the predictions: a .pkl file, for mmseg configs a folder of label maps instead'
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', help='folder of painted images, for mmdet below work_dir/TIMESTAMP')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image (default: 2)')
+    args = parser.parse_args()
+    return args
+
+
+def enable_visualization(cfg, args):
+    """Switches the config's visualization hook on; each package calls its settings otherwise."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if not hook:
+        stop('--show and --show-dir: the config has no default_hooks.visualization to switch on')
+    hook.update(show=args.show, wait_time=args.wait_time)
+    scope = cfg.get('default_scope')
+    if scope == 'mmpretrain':
+        hook.update(enable=True, out_dir=args.show_dir)
+        return
+    hook.draw = True
+    if args.show_dir and scope == 'mmseg':
+        cfg.visualizer.save_dir = args.show_dir
+    elif args.show_dir:
+        hook.test_out_dir = args.show_dir
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args)
+    scope = cfg.get('default_scope')
+    cfg.load_from = args.checkpoint
+    check_checkpoint(args.checkpoint)
+    if args.show or args.show_dir:
+        enable_visualization(cfg, args)
+    if args.out and scope == 'mmseg':
+        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    elif args.out and not args.out.endswith(('.pkl', '.pickle')):
+        stop(f"--out '{args.out}': expected a file name that ends with .pkl or .pickle")
+    check_data(cfg, 'test')
+    with one_line_errors():
+        runner = build_runner(cfg)
+        if args.out and scope != 'mmseg':
+            kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
+            runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
+        runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,49 @@
+"""Trains the model of a config: detection, segmentation or classification, with or without RepL."""
+
+from _common import (
+    build_runner,
+    check_checkpoint,
+    check_data,
+    enable_amp,
+    load_config,
+    make_parser,
+    one_line_errors,
+    stop,
+)
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size, by auto_scale_lr'
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='continue from this checkpoint, or without a value from the latest one in the work dir',
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or ()):
+            stop('--auto-scale-lr: the config lacks auto_scale_lr=dict(enable=..., base_batch_size=...)')
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_checkpoint(cfg.get('load_from'))
+    check_data(cfg, 'train', 'val')
+    with one_line_errors():
+        build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
