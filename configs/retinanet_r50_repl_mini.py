@@ -18,9 +18,12 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
+        norm_cfg=dict(type='GN', num_groups=8),
         anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32]),
     ),
 )
+
+custom_hooks = [dict(type='RepLHook', shape=(96, 96))]
 
 data_root = 'data/mini/'
 metainfo = dict(classes=('circle', 'square', 'triangle', 'star', 'ring', 'cross'))
@@ -32,6 +35,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
@@ -67,13 +71,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [
-    dict(
-        type='OneCycleLR',
-        eta_max=1e-3,
-        total_steps=max_epochs,
-        pct_start=0.2,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    )
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=1))

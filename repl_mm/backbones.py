@@ -23,7 +23,7 @@ def _scopes() -> list[str]:
     """Where to look for a stock backbone: the current scope, then what is imported, then what is installed."""
     current = DefaultScope.get_current_instance()
     scopes = [current.scope_name] if current is not None else []
-    scopes += [s for s in SCOPES if s in sys.modules]
+    scopes += [s for s in SCOPES if sys.modules.get(s)]
     scopes += [s for s in SCOPES if find_spec(s) is not None]
     return list(dict.fromkeys(scopes))
 

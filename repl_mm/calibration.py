@@ -13,7 +13,7 @@ from .surgery import computing_layers
 
 
 def uncalibrated(backbone: nn.Module) -> list[_BatchNorm]:
-    """Batch norms of computing layers which have seen no data and, in the mode they are in, would not learn from it."""
+    """Batch norms of computing layers which have seen no data and are in eval mode, so would never learn from it."""
     return [
         module
         for _, layer in computing_layers(backbone)

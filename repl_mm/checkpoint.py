@@ -1,9 +1,13 @@
 """Checkpoints: the plan travels with the weights, stock weights load, and torch's weights-only loading stays on."""
 
 import json
+from pickle import UnpicklingError
 
+import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.utils import digit_version
 from torch import nn
 
 from .computing_layers import ComputingLayer
@@ -12,29 +16,46 @@ from .plan import Plan, PlanError, differences
 PLAN_KEY = 'repl_plan'
 
 
+# What mmengine's objects store of their own classes: pickle writes a method as getattr(class, name).
+METHODS = {
+    HistoryBuffer: ('min', 'max', 'current', 'mean'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _method(owner: type, name: str):
+    """Stand in for ``getattr`` in a checkpoint; it gives ``METHODS``.
+
+    Raises:
+        UnpicklingError: Another attribute is asked for.
+    """
+    if isinstance(owner, type) and name in METHODS.get(owner, ()):
+        return getattr(owner, name)
+    raise UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')
+
+
 def allow_mmengine_checkpoints() -> None:
     """Allow torch's weights-only loading to read what mmengine's own checkpoints hold besides tensors.
 
-    mmengine 0.10 stores its message hub: ``HistoryBuffer`` objects with numpy arrays. Exactly the names below are
-    allowed; every other global in a checkpoint is still refused. Nothing is done before torch 2.4, which has no such
-    list. Called when ``repl_mm`` is imported.
+    mmengine 0.10 stores its message hub (``HistoryBuffer`` objects with numpy arrays and methods, and the best score,
+    which may be a numpy number) and all attributes of its schedulers. Exactly what is needed for that is allowed;
+    every other global in a checkpoint is still refused. Nothing is done before torch 2.6, which does not load
+    weights-only by default. Called when ``repl_mm`` is imported.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
+    if digit_version(torch.__version__) < digit_version('2.6'):
         return
-    import numpy as np
-
     try:
         from numpy._core.multiarray import _reconstruct, scalar
     except ImportError:  # numpy < 2
         from numpy.core.multiarray import _reconstruct, scalar
-    reconstruct_names = ('numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct')
-    scalar_names = ('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar')
-    numbers = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, *numbers]
-        + [(_reconstruct, name) for name in reconstruct_names]
-        + [(scalar, name) for name in scalar_names]
-    )
+    functions = [
+        (function, f'numpy.{core}.multiarray.{function.__name__}')  # the core's name in numpy 1 and numpy 2
+        for function in (_reconstruct, scalar)
+        for core in ('core', '_core')
+    ]
+    numbers = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64')]
+    methods = [*METHODS, (_method, 'builtins.getattr')]
+    torch.serialization.add_safe_globals([np.ndarray, np.dtype, *numbers, *functions, *methods])
 
 
 def encode_plan(plan: Plan) -> torch.Tensor:

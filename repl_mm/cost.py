@@ -18,31 +18,22 @@ import weakref
 from dataclasses import asdict, dataclass
 
 import torch
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
 from mmengine.registry import MODELS, DefaultScope
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
+from .checkpointing import make_non_reentrant
 from .computing_layers import recomputed
+from .registry import MODELS as REPL_MODELS
 from .surgery import computing_layers
 
-_UNCOUNTABLE = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
 aten = torch.ops.aten
 _LABELS = {'fuse': 'RepL'}  # of a mode, in tables
 
@@ -92,7 +83,7 @@ def measure(backbone, shape=(800, 1344), batch=2, moments=1):
 
     Raises:
         ValueError: If ``shape`` or ``batch`` is no image size.
-        RuntimeError: If the backbone uses an operator that has no shape function (mmcv's deformable convolution).
+        RuntimeError: If the backbone cannot run on fake tensors: mmcv's compiled operators (DCN) cannot.
     """
     channels, height, width = _image(shape)
     if batch < 1:
@@ -117,10 +108,10 @@ def measure(backbone, shape=(800, 1344), batch=2, moments=1):
             forward_flops = counter.total
             _backward(outputs)
             flops = counter.total
-    except _UNCOUNTABLE as error:
-        operator = next((str(arg) for arg in [getattr(error, 'func', None), *error.args] if arg), type(error).__name__)
+    except RuntimeError as error:
         raise RuntimeError(
-            f'{type(backbone).__name__} cannot be counted on fake tensors: {operator} has no shape function'
+            f"{type(backbone).__name__} cannot be counted on fake tensors, for instance because of one of mmcv's own "
+            f'operators (DCN): {str(error).splitlines()[0]}'
         ) from error
     return Cost(
         params=trainable,
@@ -201,7 +192,7 @@ def _conv_backward_flops(grad, x, weight, _bias, _stride, _pad, _dilation, trans
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Sum of torch's FLOP formulas: ``FlopCounterMode`` without the account per module, which takes as long as the run."""
+    """Sum of torch's FLOP formulas: ``FlopCounterMode`` without its account per module, half of its time."""
 
     formulas = {
         **flop_registry,
@@ -237,15 +228,18 @@ class Arm:
         name (str): For instance 'E2E', 'RepL', 'remove', 'RepL with_cp'.
         cfg (dict): Config of the backbone.
         group (str): Arms of one group are compared with the group's 'E2E' and 'remove'.
-        efficient (bool): Whether mmengine's ``efficient_conv_bn_eval`` is switched on.
+        switch (str): What is switched on after building: 'efficient_conv_bn_eval' (mmengine's), 'non-reentrant' (the
+            checkpoints of ``with_cp``, as RepL needs them), or nothing.
         optional (bool): Whether it is left out with a note, instead of an error, if it cannot be built or counted.
+        synthesis (bool): Whether :func:`synthesis_flops` are counted as well, which takes a second run.
     """
 
     name: str
     cfg: dict
     group: str = 'as configured'
-    efficient: bool = False
+    switch: str = ''
     optional: bool = False
+    synthesis: bool = False
 
 
 @dataclass(frozen=True)
@@ -253,7 +247,7 @@ class Row:
     """Result for one arm: its ``cost``, or a ``note`` that says why there is none.
 
     ``model_params`` is the number of trainable parameters of the whole model with this backbone, or None;
-    ``synthesis_flops`` the part of the train FLOPs that makes weights, counted for arms that are not optional.
+    ``synthesis_flops`` the part of the train FLOPs that makes weights, or None.
     """
 
     name: str
@@ -300,7 +294,7 @@ def repl(backbone, **replace_keys):
     """Config of the RepL backbone, ``replace`` changed by keywords; the default plan where it had none; no weights."""
     cfg = stock(backbone)
     cfg['type'] = f'repl_mm.RepL{_bare(cfg)}'
-    cfg['replace'] = {**backbone.get('replace', {}), **replace_keys}
+    cfg['replace'] = {**(backbone.get('replace') or {}), **replace_keys}
     return cfg
 
 
@@ -317,10 +311,16 @@ def arms_of(backbone, scope=None, modes=None, operators=(), frozen_stages=(-1, 1
     Returns:
         list[Arm]: E2E, the modes, the operators; E2E and the first mode with ``with_cp`` and with
         ``efficient_conv_bn_eval``; E2E and the modes for every further ``frozen_stages``.
+
+    Raises:
+        ValueError: RepL does not support the backbone, or the scope has none of this type.
     """
-    mode = backbone.get('replace', {}).get('mode', 'fuse')
+    mode = (backbone.get('replace') or {}).get('mode', 'fuse')
     modes = list(dict.fromkeys(modes or [mode, 'remove']))
     keys = _init_keys(stock(backbone), scope)
+    if REPL_MODELS.get(repl(backbone)['type']) is None:
+        names = ', '.join(sorted(name.removeprefix('RepL') for name in REPL_MODELS.module_dict))
+        raise ValueError(f'RepL does not support backbone type {stock(backbone)["type"]!r}, only {names}')
     plain = {**backbone, 'with_cp': False} if backbone.get('with_cp') else dict(backbone)
     first = _LABELS.get(modes[0], modes[0])
     pair = {'E2E': stock(plain), first: repl(plain, mode=modes[0])}
@@ -331,11 +331,17 @@ def arms_of(backbone, scope=None, modes=None, operators=(), frozen_stages=(-1, 1
             *(Arm(_LABELS.get(mode, mode), repl(cfg, mode=mode), **kwargs) for mode in modes),
         ]
 
-    arms = base(plain)
-    arms += [Arm(f'{first} {name}', repl(plain, mode=modes[0], operator=name)) for name in operators]
+    arms = base(plain, synthesis=True)
+    for name in operators:
+        cfg = repl(plain, mode=modes[0], operator=name)
+        arms.append(Arm(f'{first} {name}', cfg, optional=True, synthesis=True))
     if 'with_cp' in keys:
         arms += [Arm(f'{name} with_cp', {**cfg, 'with_cp': True}, optional=True) for name, cfg in pair.items()]
-    arms += [Arm(f'{name} efficient_conv_bn_eval', cfg, efficient=True, optional=True) for name, cfg in pair.items()]
+        # mm's reentrant checkpoint leaves out the first block behind frozen stages: not an advantage of RepL's own
+        cfg = {**pair['E2E'], 'with_cp': True}
+        arms.insert(-1, Arm('E2E with_cp non-reentrant', cfg, switch='non-reentrant', optional=True))
+    switch = 'efficient_conv_bn_eval'
+    arms += [Arm(f'{name} {switch}', cfg, switch=switch, optional=True) for name, cfg in pair.items()]
     if 'frozen_stages' in keys:
         configured = plain.get('frozen_stages', keys['frozen_stages'])
         for stages in dict.fromkeys(frozen_stages):
@@ -353,10 +359,11 @@ def build(cfg, scope=None):
 def build_arm(arm, scope=None):
     """Build the backbone of an arm."""
     backbone = build(arm.cfg, scope)
-    if arm.efficient:
-        from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
-
+    if arm.switch == 'efficient_conv_bn_eval':
         turn_on_efficient_conv_bn_eval_for_single_model(backbone)
+    elif arm.switch == 'non-reentrant':
+        for block in list(backbone.modules())[1:]:  # the first one is the backbone itself, which has with_cp as well
+            make_non_reentrant(block)
     return backbone
 
 
@@ -380,7 +387,7 @@ def compare(arms, scope=None, shape=(800, 1344), batch=2, moments=1, rest=None):
             backbone = build_arm(arm, scope)
             cost = measure(backbone, shape, batch, moments)
             whole = None if rest is None else rest + cost.params
-            synthesis = None if arm.optional else synthesis_flops(backbone)
+            synthesis = synthesis_flops(backbone) if arm.synthesis else None
             yield Row(arm.name, arm.group, cost, model_params=whole, synthesis_flops=synthesis)
         except (RuntimeError, TypeError, ValueError) as error:
             if not arm.optional:

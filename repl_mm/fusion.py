@@ -7,8 +7,8 @@ takes the neighbours' weights of one role (``[W_p]`` or ``[W_p, W_n]``) and retu
 * :class:`SharedWeight`: the preceding block's weight unchanged (control ``mode='share'``);
 * :class:`OwnWeight`: a free weight (control ``mode='own'``).
 
-:class:`Synthesis` normalizes what a source returns and gives it a learnable gain, so that the arbitrary scale of a
-convolution that is followed by a normalization never reaches the activations.
+The arbitrary scale of a convolution that is followed by a normalization never reaches the activations: neighbours'
+weights are normalized before they are fused. :class:`Synthesis` makes weight and bias of one operator.
 """
 
 import math
@@ -69,12 +69,14 @@ class WeightSource(nn.Module):
         neighbours (list[tuple[int]]): Shapes of the weights that ``forward`` will be given.
         dim (int): The *hidden* dimension, 0 (output channels) or 1 (input channels): the one along which the
             transformation acts. The other one is aligned without parameters. Default: 0.
+        start (float): Root mean square length, at the start, of the weights of an output channel. Default: 1.
     """
 
-    def __init__(self, shape: tuple[int, ...], neighbours: list[tuple[int, ...]], dim: int = 0):
+    def __init__(self, shape: tuple[int, ...], neighbours: list[tuple[int, ...]], dim: int = 0, start: float = 1.0):
         super().__init__()
         self.shape = tuple(shape)
         self.dim = dim
+        self.start = start
         self.neighbour_shapes = [tuple(n) for n in neighbours]
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -96,16 +98,19 @@ class WeightSource(nn.Module):
 class OwnWeight(WeightSource):
     """A free weight, independent of the neighbours (control ``mode='own'``)."""
 
-    def __init__(self, shape, neighbours=(), dim=0):
-        super().__init__(shape, list(neighbours), dim)
-        self.weight = nn.Parameter(torch.randn(self.shape) / math.sqrt(math.prod(self.shape[1:])))
+    def __init__(self, shape, neighbours=(), dim=0, start=1.0):
+        super().__init__(shape, list(neighbours), dim, start)
+        self.weight = nn.Parameter(torch.randn(self.shape) * start / math.sqrt(math.prod(self.shape[1:])))
 
     def forward(self, weights: list[Tensor]) -> Tensor:
         return self.weight
 
 
 class SharedWeight(WeightSource):
-    """The preceding block's weight, aligned in shape and otherwise unchanged (control ``mode='share'``)."""
+    """The preceding block's weight, aligned in shape and otherwise unchanged (control ``mode='share'``).
+
+    It has the scale of that weight, whatever ``start`` says.
+    """
 
     def forward(self, weights: list[Tensor]) -> Tensor:
         return self.unmatrix(align_channels(self.matrix(weights[0]), 0, self.shape[self.dim]))
@@ -121,8 +126,8 @@ class FusedWeight(WeightSource):
     * ``mix``: a matrix that mixes hidden channels, block-diagonal with ``groups`` blocks;
     * ``lowrank``: ``channel`` plus a mixing matrix of rank ``rank``.
 
-    ``scalar`` starts at the mean of the neighbours; the others start with every hidden unit taken whole from one
-    neighbour, in turn, so that the surrogate starts as a sub-network of both blocks. All parameters are at least 1-d.
+    ``scalar`` starts at the sum of the neighbours, scaled; the others start with every hidden unit taken whole from
+    one neighbour, in turn: the surrogate starts as a sub-network of both blocks. All parameters are at least 1-d.
 
     Args:
         type (str): One of ``TRANSFORMS``. Default: 'mix'.
@@ -130,8 +135,8 @@ class FusedWeight(WeightSource):
         rank (int): Rank for ``lowrank``. Default: 8.
     """
 
-    def __init__(self, shape, neighbours, dim=0, type='mix', groups=1, rank=8):
-        super().__init__(shape, neighbours, dim)
+    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, rank=8):
+        super().__init__(shape, neighbours, dim, start)
         if type not in TRANSFORMS:
             raise ValueError(f'unknown transformation {type!r}; valid are {", ".join(TRANSFORMS)}')
         self.type = type
@@ -141,18 +146,21 @@ class FusedWeight(WeightSource):
         self.coefficients = nn.ParameterList()
         self.down = nn.ParameterList()
         self.up = nn.ParameterList()
+        # hidden units of unit length make output channels of length sqrt(hidden / out)
+        scale = start * math.sqrt(self.shape[0] / hidden)
         for j, size in enumerate(sizes):
-            turn = (torch.arange(hidden) % len(sizes) == j).float()
+            turn = (torch.arange(hidden) % len(sizes) == j).float() * scale
             if type == 'scalar':
-                start = torch.full((1,), 1 / len(sizes))
+                # the mean of two unrelated vectors of unit length has length 1 / sqrt(2)
+                coefficient = torch.full((1,), scale / math.sqrt(len(sizes)))
             elif type == 'mix':
-                start = torch.zeros(hidden, size)
-                start[torch.arange(hidden), spread(hidden, size)] = turn
-                blocks = start.view(self.groups, hidden // self.groups, self.groups, size // self.groups)
-                start = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+                coefficient = torch.zeros(hidden, size)
+                coefficient[torch.arange(hidden), spread(hidden, size)] = turn
+                blocks = coefficient.view(self.groups, hidden // self.groups, self.groups, size // self.groups)
+                coefficient = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
             else:
-                start = turn
-            self.coefficients.append(nn.Parameter(start))
+                coefficient = turn
+            self.coefficients.append(nn.Parameter(coefficient))
             if type == 'lowrank':
                 rank_j = min(rank, hidden, size)
                 self.down.append(nn.Parameter(torch.randn(rank_j, size) / math.sqrt(size)))
@@ -180,16 +188,20 @@ class FusedWeight(WeightSource):
 
 
 class Synthesis(nn.Module):
-    r"""One operator's weight and bias: ``gain * K / |K|`` per output channel.
+    r"""One operator's weight and bias.
+
+    With a ``gain``, the weight is ``gain * K / |K|`` per output channel: its scale is the gain's alone. Without one it
+    is ``K`` as the source makes it: where a normalization follows, and for the last operator of a branch, which
+    starts small: a small gain on a normalized weight would let the weight's direction learn more slowly by the
+    square of the gain.
 
     Args:
         source (WeightSource): Makes ``K``.
-        gain (float | None): Start of the gain, shape ``(out,)``; None if a normalization follows, which makes a
-            gain superfluous. Default: 1.
+        gain (float | None): Start of the gain, shape ``(out,)``. Default: None, no gain.
         bias (bool): Whether to have a bias, shape ``(out,)``, which starts at 0. Default: True.
     """
 
-    def __init__(self, source: WeightSource, gain: float | None = 1.0, bias: bool = True):
+    def __init__(self, source: WeightSource, gain: float | None = None, bias: bool = True):
         super().__init__()
         self.source = source
         out = source.shape[0]
@@ -206,16 +218,16 @@ class Synthesis(nn.Module):
             tuple: weight ``(out, in, *k)`` and bias ``(out,)`` or None.
         """
         kernel = self.source(weights)
-        scale = kernel.flatten(1).norm(dim=1).clamp_min(EPS).reciprocal()
         if self.gain is not None:
-            scale = scale * self.gain
-        return kernel * scale.view(-1, *[1] * (kernel.dim() - 1)), self.bias
+            scale = self.gain / kernel.flatten(1).norm(dim=1).clamp_min(EPS)
+            kernel = kernel * scale.view(-1, *[1] * (kernel.dim() - 1))
+        return kernel, self.bias
 
 
-def build_source(mode: str, shape, neighbours, dim: int, fusion: dict) -> WeightSource:
+def build_source(mode: str, shape, neighbours, dim: int, start: float, fusion: dict) -> WeightSource:
     """The weight source of a mode ('fuse', 'share' or 'own'); ``fusion`` holds FusedWeight's settings."""
     if mode == 'own':
-        return OwnWeight(shape, neighbours, dim)
+        return OwnWeight(shape, neighbours, dim, start)
     if mode == 'share':
-        return SharedWeight(shape, neighbours, dim)
-    return FusedWeight(shape, neighbours, dim, **fusion)
+        return SharedWeight(shape, neighbours, dim, start)
+    return FusedWeight(shape, neighbours, dim, start, **fusion)

@@ -187,7 +187,8 @@ def coefficient_summary(model: nn.Module) -> dict[str, float]:
 
     Returns:
         dict[str, float]: Per computing layer, ``repl/<layer>/<role>/preceding``: the preceding block's share of the
-        fusion coefficients' length (0.5: both neighbours alike), and ``.../gain``: mean absolute gain.
+        fusion coefficients' length (0.5: both neighbours alike), ``.../length``: the length of all of them, and
+        ``.../gain``: mean absolute gain, where there is one.
     """
     summary = {}
     for layer_name, layer in computing_layers(model):
@@ -201,6 +202,7 @@ def coefficient_summary(model: nn.Module) -> dict[str, float]:
                 lengths = [c.detach().norm().item() for c in module.source.coefficients]
                 preceding = lengths[: len(lengths) // len(getattr(layer, 'neighbours', (0, 0)))]
                 summary[f'{key}/preceding'] = sum(preceding) / max(sum(lengths), 1e-12)
+                summary[f'{key}/length'] = sum(length**2 for length in lengths) ** 0.5
     return summary
 
 

@@ -16,7 +16,7 @@ KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'deta
 
 
 class PlanError(ValueError):
-    """A ``replace`` setting, or a backbone, that cannot be replaced; the message names key, value and what is valid."""
+    """A ``replace`` setting or a backbone that is not possible; the message names key, value and what is valid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _fusion(fusion) -> dict:
     if isinstance(fusion, str):
         fusion = dict(type=fusion)
     if not isinstance(fusion, dict):
-        raise PlanError(f"replace.fusion={fusion!r} is not valid: expected a dict such as {DEFAULT_FUSION}")
+        raise PlanError(f'replace.fusion={fusion!r} is not valid: expected a dict such as {DEFAULT_FUSION}')
     fusion = dict(fusion)
     kind = _choice(fusion.pop('type', DEFAULT_FUSION['type']), 'fusion.type', TRANSFORMS)
     extra = {'mix': ('groups', DEFAULT_FUSION['groups']), 'lowrank': ('rank', 8)}.get(kind)

@@ -50,7 +50,9 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     """
     replace = check_keys(replace)
     if plan_of(backbone) is not None:
-        raise PlanError(f'RepL was applied to this {type(backbone).__name__} before: build a new one to change its plan')
+        raise PlanError(
+            f'RepL was applied to this {type(backbone).__name__} before: build a new one to change its plan'
+        )
     family = find_family(backbone)
     stages = family.stages(backbone)
     plan = make_plan(type(backbone).__name__, [len(s) for s in stages], family.frozen(backbone), **replace)

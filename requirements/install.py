@@ -127,17 +127,18 @@ def main():
     pip_install(python, 'torch', 'setuptools')
     step(3, 'mmengine')
     pip_install(python, 'mmengine')
-    step(4, 'mmcv')
-    if not succeeds(python, 'import mmcv.ops'):
-        install_mmcv(python)
-    if not succeeds(python, 'import mmcv.ops'):
-        # pip took a wheel from its cache that was compiled against another torch, or without the operators
-        install_mmcv(python, '--no-cache-dir', '--force-reinstall', '--no-deps')
-    step(5, 'the rest of requirements/tested.txt')
-    pip_install(python, '-r', TESTED)
     if not succeeds(python, 'import cv2'):
         # mmengine asks for opencv-python, which needs libGL; the headless build puts the same module in its place
         pip_install(python, '--force-reinstall', '--no-deps', 'opencv-python-headless')
+    step(4, 'mmcv')
+    # the second time pip must not take the wheel from its cache: it may be of another torch, or without operators
+    for extra in ([], ['--no-cache-dir', '--force-reinstall', '--no-deps']):
+        if not succeeds(python, 'import mmcv.ops'):
+            install_mmcv(python, *extra)
+    if not succeeds(python, 'import mmcv.ops'):
+        stop(f"mmcv was compiled and does not work; {python} -c 'import mmcv.ops' says why")
+    step(5, 'the rest of requirements/tested.txt')
+    pip_install(python, '-r', TESTED)
     step(6, 'repl_mm')
     pip_install(python, '--no-build-isolation', '-e', f'{REPO}[test,lint]')
     print(f'== installed into {args.venv} in {(time.monotonic() - start) / 60:.1f} min', flush=True)

@@ -101,7 +101,7 @@ def test_transformation_equals_loops(case, kind):
 @pytest.mark.parametrize('kind', TRANSFORMS)
 def test_gradient_reaches_both_neighbours_and_all_parameters(kind):
     torch.manual_seed(0)
-    shape = (6, 4, 3, 3)
+    shape = (4, 2, 1, 1)
     source = FusedWeight(shape, [shape, shape], type=kind, groups=2, rank=2).double()
     for parameter in source.parameters():
         torch.nn.init.normal_(parameter)
@@ -125,17 +125,31 @@ def test_start_takes_every_hidden_unit_from_one_neighbour_in_turn(kind):
     torch.manual_seed(0)
     shape = (4, 5, 1, 1)
     weights = [torch.randn(shape), torch.randn(shape)]
-    made = FusedWeight(shape, [shape, shape], type=kind, groups=2)(weights).flatten(1)
+    made = FusedWeight(shape, [shape, shape], start=0.3, type=kind, groups=2)(weights).flatten(1)
     for h in range(4):
         unit = weights[h % 2].flatten(1)[h]
-        torch.testing.assert_close(made[h], unit / unit.norm())
+        torch.testing.assert_close(made[h], 0.3 * unit / unit.norm())
 
 
-def test_scalar_starts_at_the_mean():
+def test_scalar_starts_at_the_scaled_sum():
+    torch.manual_seed(0)
     shape = (3, 2, 1, 1)
     weights = [torch.randn(shape), torch.randn(shape)]
     unit = [w / w.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for w in weights]
-    torch.testing.assert_close(FusedWeight(shape, [shape, shape], type='scalar')(weights), (unit[0] + unit[1]) / 2)
+    made = FusedWeight(shape, [shape, shape], type='scalar')(weights)
+    torch.testing.assert_close(made, (unit[0] + unit[1]) / 2**0.5)
+
+
+@pytest.mark.parametrize('kind', [*TRANSFORMS, 'own'])
+@pytest.mark.parametrize('dim', [0, 1])
+def test_start_is_the_length_of_the_output_channels(kind, dim):
+    """Root mean square over the output channels, for unrelated neighbours; exact up to chance."""
+    torch.manual_seed(0)
+    shape, neighbours = (256, 64, 1, 1), [(256, 64, 1, 1), (512, 64, 1, 1)]
+    mode = 'own' if kind == 'own' else 'fuse'
+    source = build_source(mode, shape, neighbours, dim, 0.1, dict(type=kind))
+    length = source([torch.randn(n) for n in neighbours]).flatten(1).norm(dim=1)
+    assert length.square().mean().sqrt().item() == pytest.approx(0.1, rel=0.05)
 
 
 def test_groups_are_lowered_to_a_common_divisor():
@@ -146,7 +160,7 @@ def test_groups_are_lowered_to_a_common_divisor():
 def test_parameters_are_at_least_one_dimensional():
     for kind in TRANSFORMS:
         source = FusedWeight((4, 4, 3, 3), [(4, 4, 3, 3)] * 2, type=kind)
-        assert min(p.dim() for p in Synthesis(source).parameters()) >= 1
+        assert min(p.dim() for p in Synthesis(source, gain=1.0).parameters()) >= 1
 
 
 def test_unknown_transformation():
@@ -172,11 +186,11 @@ def test_alignment_keeps_the_response_to_a_constant_input():
 
 
 @pytest.mark.parametrize('mode', ['fuse', 'share', 'own'])
-def test_synthesis_has_rows_as_long_as_its_gain_whatever_the_scale_of_the_neighbours(mode):
+def test_gain_is_the_length_of_the_output_channels_whatever_the_scale_of_the_neighbours(mode):
     torch.manual_seed(0)
     shape, neighbours, dim, _ = SHAPES['hidden input channels']
     weights = [torch.randn(n) for n in neighbours]
-    synthesis = Synthesis(build_source(mode, shape, neighbours, dim, dict(type='mix', groups=2)), gain=0.5)
+    synthesis = Synthesis(build_source(mode, shape, neighbours, dim, 1.0, dict(type='mix', groups=2)), gain=0.5)
     torch.nn.init.uniform_(synthesis.gain, 0.1, 2)
     weight, bias = synthesis(weights)
     torch.testing.assert_close(weight.flatten(1).norm(dim=1), synthesis.gain.detach())
@@ -185,11 +199,19 @@ def test_synthesis_has_rows_as_long_as_its_gain_whatever_the_scale_of_the_neighb
     torch.testing.assert_close(scaled, weight, rtol=1e-4, atol=1e-5)
 
 
-def test_synthesis_without_gain_and_bias():
-    synthesis = Synthesis(OwnWeight((4, 4, 1, 1)), gain=None, bias=False)
-    weight, bias = synthesis([])
-    torch.testing.assert_close(weight.flatten(1).norm(dim=1), torch.ones(4))
-    assert bias is None and len(list(synthesis.parameters())) == 1
+@pytest.mark.parametrize('kind', TRANSFORMS)
+def test_fusion_does_not_see_the_scale_of_the_neighbours_hidden_units(kind):
+    torch.manual_seed(0)
+    weights = [torch.randn(6, 4, 3, 3) for _ in range(2)]
+    source = FusedWeight((6, 4, 3, 3), [(6, 4, 3, 3)] * 2, type=kind, groups=2)
+    scales = torch.rand(6, 1, 1, 1) * 100 + 0.01
+    torch.testing.assert_close(source([weights[0] * scales, weights[1] * 7]), source(weights))
+
+
+def test_synthesis_without_gain_and_bias_is_the_source():
+    source = OwnWeight((4, 4, 1, 1))
+    weight, bias = Synthesis(source, bias=False)([])
+    assert weight is source.weight and bias is None
 
 
 def test_share_takes_the_preceding_weight_unchanged():
@@ -207,6 +229,6 @@ def test_own_ignores_the_neighbours():
 def test_zero_neighbours_stay_finite(kind):
     """A neighbour whose weights are all zero gives no NaN in either direction."""
     weight = torch.zeros(4, 4, 1, 1, requires_grad=True)
-    made, _ = Synthesis(FusedWeight((4, 4, 1, 1), [(4, 4, 1, 1)], type=kind))([weight])
+    made, _ = Synthesis(FusedWeight((4, 4, 1, 1), [(4, 4, 1, 1)], type=kind), gain=1.0)([weight])
     made.sum().backward()
     assert made.isfinite().all() and weight.grad.isfinite().all()

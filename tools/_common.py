@@ -211,10 +211,12 @@ def build_runner(cfg):
 
         setup_cache_size_limit_of_dynamo()
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
-        # mmengine would ask CUDA for a device here and again when it wraps the model
+        # mmengine would ask CUDA for a device, both here and when it wraps the model
         torch.distributed.init_process_group('gloo')
-        cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})['backend'] = 'gloo'
-        find_unused = cfg.get('find_unused_parameters', False)
-        default = dict(type='MMDistributedDataParallel', find_unused_parameters=find_unused, broadcast_buffers=False)
-        cfg.setdefault('model_wrapper_cfg', default)['device_ids'] = None
+        stock = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+        cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or stock, device_ids=None)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

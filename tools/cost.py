@@ -16,12 +16,13 @@ import time
 import warnings
 
 import torch
-from mmengine.config import Config, DictAction
+from _common import read_config, stop
+from mmengine.config import DictAction
+from mmengine.utils import ProgressBar, track_iter_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from repl_mm import cost
+from repl_mm import computing_layers, cost
 
 
 def parse_args(args=None):
@@ -46,25 +47,6 @@ def parse_args(args=None):
     return parser.parse_args(args)
 
 
-def load_config(args):
-    """Read a config from a file or from an installed package of the mm stack."""
-    if '::' in args.config:
-        from mmengine.hub import get_config
-
-        cfg = get_config(args.config)
-    elif os.path.isfile(args.config):
-        cfg = Config.fromfile(args.config)
-    else:
-        raise FileNotFoundError(f'{args.config}: no such config file')
-    cfg.merge_from_dict(args.cfg_options or {})
-    return cfg
-
-
-def progress_bar(console):
-    columns = [TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    return Progress(*columns, TextColumn('left'), TimeRemainingColumn(), console=console, transient=True)
-
-
 def step_seconds(work, device):
     """Seconds of one call, and on CUDA the peak of memory in bytes above what was allocated before it."""
     if device.type != 'cuda':
@@ -86,7 +68,7 @@ def train_step(backbone, image):
     torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
 
 
-def time_arms(arms, scope, shape, batch, rounds, device, progress):
+def time_arms(arms, scope, shape, batch, rounds, device):
     """Measure real steps of the backbones, interleaved in one process, in random order within every round.
 
     Args:
@@ -96,7 +78,6 @@ def time_arms(arms, scope, shape, batch, rounds, device, progress):
         batch (int): Images in a step.
         rounds (int): Measured steps of every arm, after one step to warm up.
         device (torch.device): Where the steps run.
-        progress (Progress): Shows how far it is.
 
     Returns:
         list[dict]: For every arm its name, the seconds of its steps, the ratios to the first arm within the rounds
@@ -110,7 +91,7 @@ def time_arms(arms, scope, shape, batch, rounds, device, progress):
     image = torch.rand(batch, 3, *shape, device=device)
     order = list(backbones)
     shuffle = random.Random(0).shuffle
-    task = progress.add_task('steps', total=(rounds + 1) * len(order))
+    progress = ProgressBar((rounds + 1) * len(order), file=sys.stderr)
     for turn in range(rounds + 1):
         shuffle(order)
         for name in order:
@@ -124,13 +105,14 @@ def time_arms(arms, scope, shape, batch, rounds, device, progress):
                 seconds[name].append(step)
                 synthesis[name].append(alone / step)
                 peaks[name] = max(peaks[name], peak or 0)
-            progress.advance(task)
+            progress.update()
+    print(file=sys.stderr)
     first = seconds[arms[0].name]
     results = []
     for name, backbone in backbones.items():
         ratios = [own / base for own, base in zip(seconds[name], first, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4, method='inclusive') if rounds > 1 else ratios * 3
-        layers = any(hasattr(layer, 'synthesize') for layer in backbone.modules())
+        layers = any(list(layer.parameters()) for _, layer in computing_layers(backbone))
         weights = sum(p.numel() * p.element_size() for p in backbone.parameters())
         results.append(
             dict(
@@ -165,12 +147,9 @@ def time_table(results, title):
     return grid
 
 
-def main(args=None):
-    args = parse_args(args)
-    warnings.filterwarnings('ignore', message='.*use_reentrant.*')  # of mm's blocks, as they are
-    cfg = load_config(args)
+def count(args, cfg):
+    """Count all arms of a config: the arms, their rows, and the optimizer's name."""
     scope = cfg.get('default_scope')
-    console = Console(width=None if sys.stdout.isatty() else 200)
     path, backbone = cost.find_backbone(cfg.model)
     arms = cost.arms_of(backbone, scope, args.modes, args.operators, args.frozen_stages)
     moments, optimizer = cost.optimizer_moments(cfg)
@@ -178,24 +157,31 @@ def main(args=None):
         rest = cost.params_outside(cfg.model, path, scope)
     except Exception as error:  # any model of any package: the backbone's cost does not hang on it
         rest = None
-        console.print(f'whole model not built, only its backbone: {error}')
-    rows = []
-    with progress_bar(Console(stderr=True)) as progress:
-        task = progress.add_task('counting', total=len(arms))
-        for row in cost.compare(arms, scope, args.shape, args.batch, moments, rest):
-            rows.append(row)
-            progress.advance(task)
+        print(f'the whole model was not built, only its backbone: {error}')
+    counted = cost.compare(arms, scope, args.shape, args.batch, moments, rest)
+    return arms, list(track_iter_progress((counted, len(arms)), file=sys.stderr)), optimizer
+
+
+def main(args=None):
+    args = parse_args(args)
+    warnings.filterwarnings('ignore', message='.*use_reentrant.*')  # of mm's blocks, as they are
+    cfg = read_config(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    try:
+        arms, rows, optimizer = count(args, cfg)
+    except (RuntimeError, ValueError) as error:
+        print(file=sys.stderr)  # behind the progress
+        stop(' '.join(str(error).split()))
     print(cost.table(rows, os.path.basename(args.config), optimizer))
     out = dict(config=args.config, optimizer=optimizer, rows=list(cost.relative(rows)))
     if args.time:
         device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         shape, batch = args.time_shape or args.shape, args.time_batch or args.batch
-        timed = {row.name for row in rows if row.cost and row.group == arms[0].group}
-        timed = [arm for arm in arms if arm.group == arms[0].group and arm.name in timed]
-        with progress_bar(Console(stderr=True)) as progress:
-            out['time'] = time_arms(timed, scope, shape, batch, args.time, device, progress)
+        counted = [row.name for row in rows if row.cost and row.group == arms[0].group]
+        arms = [arm for arm in arms if arm.group == arms[0].group and arm.name in counted]
+        out['time'] = time_arms(arms, cfg.get('default_scope'), shape, batch, args.time, device)
         title = f'Steps on {device}, {shape[0]}x{shape[1]}, batch {batch}: median over {args.time} rounds'
-        console.print(time_table(out['time'], title))
+        Console(width=120).print(time_table(out['time'], title))
     if args.json:
         with open(args.json, 'w') as file:
             json.dump(out, file, indent=1)

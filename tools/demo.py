@@ -227,12 +227,14 @@ def main(argv=None):
         draw_curves(work_dir, work_dir / 'curves.png')
 
     header('what RepL costs and saves: exact counts, no data needed')
-    for config in (CONFIGS / 'retinanet_r50_repl_coco.py', args.config):
+    size = json.loads((Path(cfg.data_root) / mini_dataset.STAMP).read_text())['size']
+    mini = ('--shape', *size, '--batch', cfg.train_dataloader.batch_size)
+    for config, shape in ((CONFIGS / 'retinanet_r50_repl_coco.py', ()), (args.config, mini)):
         table = work_dir / f'cost_{config.stem}.txt'
         if not is_done(table, config):
             with table.with_suffix('.part').open('w') as part:
                 files = ('--json', table.with_suffix('.json'), '--plot', table.with_suffix('.png'))
-                run_tool('cost.py', config, *files, stdout=part)
+                run_tool('cost.py', config, *shape, *files, stdout=part)
             table.with_suffix('.part').rename(table)
         print(table.read_text())
 

@@ -151,7 +151,7 @@ def _clutter(rng, size, short):
     return mask.astype(bool)
 
 
-def scene(rng, size, num_objects=None, min_visible=0.4):
+def scene(rng, size, num_objects=None, min_visible=0.5):
     """Draws one scene.
 
     Objects are laid from front to back: each takes the pixels that are still free, so the instance map holds exactly
@@ -161,8 +161,8 @@ def scene(rng, size, num_objects=None, min_visible=0.4):
     Args:
         rng (np.random.Generator): Source of all randomness.
         size (tuple[int]): Height and width in pixels.
-        num_objects (int, optional): How many objects to try. Defaults to a random number from 2 to 6.
-        min_visible (float): Smallest visible share of an object's area. Defaults to 0.4.
+        num_objects (int, optional): How many objects to try. Defaults to a random number from 2 to 5.
+        min_visible (float): Smallest visible share of an object's area. Defaults to 0.5.
 
     Returns:
         tuple:
@@ -184,9 +184,9 @@ def scene(rng, size, num_objects=None, min_visible=0.4):
     instances[front] = _OCCLUDED
 
     labels = []
-    for _ in range(rng.integers(2, 7) if num_objects is None else num_objects):
+    for _ in range(rng.integers(2, 6) if num_objects is None else num_objects):
         label = int(rng.integers(len(CLASSES)))
-        radius = short * math.exp(rng.uniform(math.log(0.09), math.log(0.24)))
+        radius = short * math.exp(rng.uniform(math.log(0.12), math.log(0.28)))
         center = rng.uniform(0.03, 0.97, 2) * (width, height)
         contours = _place(
             outline(CLASSES[label]), center, radius, rng.uniform(0, 2 * math.pi), squeeze=rng.uniform(0.75, 1.0)
@@ -274,14 +274,14 @@ def _write_coco_split(folder, split, num, size, seed):
     (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
 
 
-def write_coco(out_dir, num_train=1000, num_val=150, size=(128, 128), seed=0):
+def write_coco(out_dir, num_train=1000, num_val=150, size=(96, 96), seed=0):
     """Writes the dataset as a COCO folder, whole or not at all.
 
     Args:
         out_dir (str | Path): Folder to write. One that holds other settings of this dataset is replaced.
         num_train (int): Training images. Defaults to 1000.
         num_val (int): Validation images. Defaults to 150.
-        size (tuple[int]): Height and width. Defaults to (128, 128).
+        size (tuple[int]): Height and width. Defaults to (96, 96).
         seed (int): Seed. Defaults to 0.
 
     Returns:
@@ -323,7 +323,7 @@ def main(argv=None):
     parser.add_argument('--num-train', type=int, default=1000, help='training images (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=150, help='validation images (default: %(default)s)')
     parser.add_argument(
-        '--size', type=int, nargs=2, default=(128, 128), metavar=('H', 'W'), help='image size (default: 128 128)'
+        '--size', type=int, nargs=2, default=(96, 96), metavar=('H', 'W'), help='image size (default: 96 96)'
     )
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     args = parser.parse_args(argv)

@@ -1,11 +1,15 @@
-"""Try RepL on every config that a package ships: ``python tools/walk_configs.py [--package mmdet mmseg] [--json FILE]``.
+"""Try RepL on every config that a package ships.
 
-Every backbone in every config of the installed package is looked at. Those of a family that RepL knows get the one-word
-change ``type='X'`` -> ``type='RepLX'`` (the default plan), are built in the config's own scope without pretrained
-weights, and run forward and backward on a small input. Equal backbone settings are run once. Exit status 1 if one fails.
+    python tools/walk_configs.py [--package mmdet mmseg] [--size 96] [--json FILE]
+
+Every backbone in every config of the installed package is looked at. Those of a family that RepL knows get the
+one-word change ``type='X'`` -> ``type='RepLX'`` (the default plan), are built in the config's own scope without
+pretrained weights, and run forward and backward on a small input. Equal backbone settings are run once. The exit
+status is 1 if one fails.
 """
 
 import argparse
+import copy
 import json
 import sys
 import warnings
@@ -82,10 +86,15 @@ def with_repl(settings: dict) -> dict:
     return dict(settings, type=f'{scope}{dot}RepL{name}')
 
 
+def first_sentence(error: Exception) -> str:
+    """An exception in one short line."""
+    return f'{type(error).__name__}: {error}'.splitlines()[0].split('. ')[0]
+
+
 def build(settings: dict, scope: str) -> torch.nn.Module:
     """Build a backbone in a scope, its SyncBN made plain BN, in train mode."""
     with DefaultScope.overwrite_default_scope(scope):
-        backbone = revert_sync_batchnorm(MODELS.build(settings))
+        backbone = revert_sync_batchnorm(MODELS.build(copy.deepcopy(settings)))  # mm pops from it
     backbone.train()
     return backbone
 
@@ -107,13 +116,13 @@ def run(backbone: torch.nn.Module, channels: int, size: int) -> None:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), f'{name}: no finite gradient'
 
 
-def try_backbone(settings: dict, scope: str, size: int = 64) -> tuple[str, str]:
+def try_backbone(settings: dict, scope: str, size: int = 96) -> tuple[str, str]:
     """Try RepL on one backbone.
 
     Args:
         settings (dict): Stock settings of the backbone, without weights.
         scope (str): The config's ``default_scope``.
-        size (int): Height and width of the images. Default: 64.
+        size (int): Height and width of the images. Default: 96.
 
     Returns:
         tuple[str, str]: One of ``STATUSES`` and the reason, empty if it works.
@@ -124,20 +133,20 @@ def try_backbone(settings: dict, scope: str, size: int = 64) -> tuple[str, str]:
     except repl_mm.PlanError as error:
         return 'refused', str(error)
     except Exception as error:
-        reason = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
+        reason = first_sentence(error)
     try:
         build(settings, scope)
     except Exception as error:
-        return 'stock fails', f'{type(error).__name__}: {error}'.strip().splitlines()[0]
+        return 'stock fails', first_sentence(error)
     return 'fails', reason
 
 
-def walk(package: str, size: int = 64) -> dict:
+def walk(package: str, size: int = 96) -> dict:
     """Try RepL on all configs of a package.
 
     Args:
         package (str): 'mmdet' or 'mmseg'.
-        size (int): Height and width of the images. Default: 64.
+        size (int): Height and width of the images. Default: 96.
 
     Returns:
         dict: ``configs``, their number; ``with_backbone``, those that have a backbone; ``unreadable``, config ->
@@ -153,7 +162,7 @@ def walk(package: str, size: int = 64) -> dict:
         try:
             cfg = Config.fromfile(path, import_custom_modules=False)
         except Exception as error:
-            unreadable[name] = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
+            unreadable[name] = first_sentence(error)
             continue
         scope = cfg.get('default_scope', package)
         plain = {json.dumps(without_weights(b), sort_keys=True) for b in backbones(cfg.to_dict().get('model', {}))}
@@ -161,7 +170,10 @@ def walk(package: str, size: int = 64) -> dict:
 
     known = sorted({(text, scope) for _, scope, text in found if family_of(bare_name(json.loads(text)))})
     print(f'\n{package}: running {len(known)} different backbones', file=sys.stderr)
-    outcomes = {(t, scope): try_backbone(json.loads(t), scope, size) for t, scope in track_iter_progress(known, file=sys.stderr)}
+    outcomes = {
+        (t, scope): try_backbone(json.loads(t), scope, size)
+        for t, scope in track_iter_progress(known, file=sys.stderr)
+    }
     print(file=sys.stderr)
 
     results = []
@@ -220,8 +232,8 @@ def summary(report: dict) -> str:
     for family in sorted({family for family, _ in rows if family}):
         counts = count(report, family)
         lines.append(
-            f'{report["package"]}, {family} family: RepL works in {counts["works"]} of {sum(counts.values())} configs, '
-            f'is refused with a reason in {counts["refused"]}, fails in {counts["fails"]}; '
+            f'{report["package"]}, {family} family: RepL works in {counts["works"]} of {sum(counts.values())} '
+            f'configs, is refused with a reason in {counts["refused"]}, fails in {counts["fails"]}; '
             f'{counts["stock fails"]} need what is not installed here'
         )
     lines.append(
@@ -234,7 +246,7 @@ def summary(report: dict) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--package', nargs='+', default=['mmdet'], help='packages whose configs are walked')
-    parser.add_argument('--size', type=int, default=64, help='height and width of the images')
+    parser.add_argument('--size', type=int, default=96, help='height and width of the images, a multiple of 32')
     parser.add_argument('--json', type=Path, help='write the full result here')
     args = parser.parse_args()
     warnings.simplefilter('ignore')

@@ -1,5 +1,6 @@
 """The ResNet family: stages ``layer1`` .. ``layerN`` of BasicBlock or Bottleneck blocks, whatever the variant."""
 
+import copy
 import functools
 import operator
 
@@ -21,12 +22,14 @@ REFUSED = {
 
 def stages(backbone: nn.Module) -> list[nn.Sequential]:
     """The stages, each a Sequential of blocks."""
-    return [getattr(backbone, name) for name in backbone.res_layers]
+    names = [f'layer{i}' for i in range(1, 10)]
+    names = getattr(backbone, 'res_layers', None) or [name for name in names if hasattr(backbone, name)]
+    return [getattr(backbone, name) for name in names]
 
 
 def frozen(backbone: nn.Module) -> range:
     """``frozen_stages=k`` freezes the stem and the stages 0 .. k-1."""
-    return range(max(0, min(backbone.frozen_stages, len(backbone.res_layers))))
+    return range(max(0, min(getattr(backbone, 'frozen_stages', -1), len(stages(backbone)))))
 
 
 def conv_names(block: nn.Module, role: str) -> list[str]:
@@ -72,9 +75,8 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     kernel, dilation = spatial.kernel_size, spatial.dilation
     around = dict(padding=tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)), dilation=dilation)
     light = functools.partial(_synthesis, plan, neighbours)
-    # Inner gains undo the halving of the second moment by ReLU; the last one starts small, so that a converted
-    # network starts near the network without the block.
-    inner, last = 2**0.5, 0.1
+    # Inner gains undo the halving of the second moment by ReLU.
+    gain = 2**0.5
 
     if plan.operator == 'conv':
         if hasattr(block, 'conv3'):
@@ -82,21 +84,28 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
                 "replace.operator='conv' is not valid for bottleneck blocks: one convolution at full width would cost "
                 "more than the block; expected 'separable', 'pointwise', 'narrow' or 'full'"
             )
-        convs = dict(conv=(light('conv', (channels, channels, *kernel), gain=last), around))
+        convs = dict(conv=(_last(plan, neighbours, 'conv', (channels, channels, *kernel)), around))
     else:
-        convs = dict(reduce=(light('reduce', (hidden, channels, 1, 1), gain=inner), {}))
+        convs = dict(reduce=(light('reduce', (hidden, channels, 1, 1), gain=gain), {}))
         if plan.operator == 'separable':
             settings = dict(around, groups=hidden)
-            convs['spatial'] = (light('spatial', (hidden, 1, *kernel), gain=inner), settings)
+            convs['spatial'] = (light('spatial', (hidden, 1, *kernel), gain=gain), settings)
         elif plan.operator == 'narrow':
-            convs['spatial'] = (light('spatial', (hidden, hidden, *kernel), gain=inner), around)
-        convs['expand'] = (light('expand', (channels, hidden, 1, 1), dim=1, gain=last), {})
+            convs['spatial'] = (light('spatial', (hidden, hidden, *kernel), gain=gain), around)
+        convs['expand'] = (_last(plan, neighbours, 'expand', (channels, hidden, 1, 1), dim=1), {})
     return ResidualSurrogate(convs, neighbours, weights, plan.detach)
 
 
-def _synthesis(plan, neighbours, role, shape, dim=0, gain=1.0, bias=True) -> fusion.Synthesis:
+def _synthesis(plan, neighbours, role, shape, dim=0, start=1.0, gain=None, bias=True) -> fusion.Synthesis:
     shapes = [tuple(weight.shape) for block in neighbours for weight in weights(block, role)]
-    return fusion.Synthesis(fusion.build_source(plan.mode, shape, shapes, dim, plan.fusion), gain, bias)
+    source = fusion.build_source(plan.mode, shape, shapes, dim, start, plan.fusion)
+    return fusion.Synthesis(source, gain, bias)
+
+
+def _last(plan, neighbours, role, shape, dim=0, start=0.1) -> fusion.Synthesis:
+    """The last operator of a branch: small, so that a converted network starts near the network without the block."""
+    gain = start if plan.mode == 'share' else None  # a shared weight has no scale of its own
+    return _synthesis(plan, neighbours, role, shape, dim, start, gain)
 
 
 def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn.Module:
@@ -106,11 +115,17 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
                 f"replace.operator='full' copies the structure of a block and cannot copy its {key}: expected a light "
                 "operator such as 'separable', or a backbone without " + key
             )
+    block = copy.deepcopy(block)  # the backbone stays whole if another slot turns out to be impossible
     convs = [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Conv2d)]
     for name, conv in convs:
         shape = tuple(conv.weight.shape)
         synthesis = _synthesis(
-            plan, neighbours, name, shape, dim=int(shape[1] < shape[0] and conv.groups == 1), bias=conv.bias is not None
+            plan,
+            neighbours,
+            name,
+            shape,
+            dim=int(shape[1] < shape[0] and conv.groups == 1),
+            bias=conv.bias is not None,
         )
         settings = {key: getattr(conv, key) for key in ('stride', 'padding', 'dilation', 'groups')}
         parent, _, child = name.rpartition('.')
@@ -119,7 +134,6 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     norms = [m for m in block.modules() if hasattr(m, 'running_mean') or isinstance(m, nn.GroupNorm)]
     for norm in norms:
         norm.reset_parameters()
-    if norms:
-        nn.init.constant_(getattr(block, block.norm3_name if hasattr(block, 'conv3') else block.norm2_name).weight, 0.1)
+    nn.init.constant_((block.norm3 if hasattr(block, 'conv3') else block.norm2).weight, 0.1)
     make_non_reentrant(block)  # the recomputation must not re-enter autograd through the borrowed weights
     return FullSurrogate(block)

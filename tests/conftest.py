@@ -1,0 +1,28 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is loaded: the tests' networks are too small for threads
+
+import mini_dataset
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='session')
+def shared_data():
+    """Path: Folder of real images and weights, ``$REPL_MM_DATA`` or ``../shared/data`` beside the repository."""
+    folder = Path(os.environ.get('REPL_MM_DATA') or REPO.parent / 'shared' / 'data')
+    if not folder.is_dir():
+        pytest.skip(f'no real data in {folder} (REPL_MM_DATA names another folder)')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def mini_coco(tmp_path_factory):
+    """Path: COCO folder of 6 training and 4 validation images of 64x64 pixels; read only."""
+    folder = tmp_path_factory.mktemp('data') / 'mini'
+    mini_dataset.write_coco(folder, num_train=6, num_val=4, size=(64, 64), seed=0)
+    return folder

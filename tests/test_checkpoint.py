@@ -1,0 +1,389 @@
+"""Checkpoints: weights-only loading, plans that do not fit, and stock weights."""
+
+import collections
+import copy
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmdet.apis import init_detector
+from mmdet.models import ResNet
+from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner, load_checkpoint
+from small import BACKBONES, REPO, build_backbone, detector_config, images
+
+import repl_mm
+from repl_mm.checkpoint import PLAN_KEY, decode_plan, encode_plan
+
+TABLE = pytest.mark.parametrize('name', BACKBONES)
+
+
+@pytest.fixture
+def log():
+    """list[str]: Messages of the current mmengine logger, as they come."""
+    logger = MMLogger.get_instance('test_checkpoint')
+    messages = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+def train(cfg) -> Runner:
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+# ---- weights-only loading -----------------------------------------------------------------------------------------
+
+PLAN = dict(every=2, mode='fuse', operator='separable', ratio=0.5, fusion=dict(type='mix', groups=4))
+ONE_CYCLE = dict(type='OneCycleLR', eta_max=1e-3, total_steps=3, by_epoch=False)
+SCHEDULERS = [
+    dict(type='LinearLR', start_factor=0.5, by_epoch=False, begin=0, end=2),
+    dict(type='CosineAnnealingLR', T_max=2, by_epoch=True, convert_to_iter_based=True),
+    dict(type='MultiStepLR', milestones=[1], by_epoch=True),
+]
+
+
+def everything(cfg):
+    """Settings which put as much into a checkpoint as mmengine and mmdet can."""
+    cfg.param_scheduler = SCHEDULERS
+    cfg.default_hooks.checkpoint.save_best = 'auto'
+    cfg.custom_hooks.append(dict(type='EMAHook', ema_type='ExpMomentumEMA', update_buffers=True))
+
+
+def one_cycle(cfg):
+    cfg.param_scheduler = [ONE_CYCLE]
+
+
+@pytest.fixture(scope='module')
+def runs(mini_coco, tmp_path_factory):
+    """dict: Work dirs of two short runs."""
+    folders = {}
+    for change in (everything, one_cycle):
+        folders[change.__name__] = folder = tmp_path_factory.mktemp(change.__name__)
+        cfg = detector_config(mini_coco, folder, replace=PLAN)
+        cfg.train_cfg.update(max_epochs=1)
+        change(cfg)
+        train(cfg)
+    return folders
+
+
+@pytest.fixture
+def default_allow_list():
+    """Torch's own allow-list, for the time of a test."""
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.add_safe_globals(allowed)
+
+
+def numpy_scores(path):
+    """A message hub as mmseg fills it: its metric gives numpy numbers, and the best one is kept."""
+    import numpy as np
+
+    hub = dict(best_score=np.float32(0.5), history=HistoryBuffer([0.5], [1]), mean=np.float64(0.5))
+    torch.save(dict(message_hub=hub), path)
+    return path
+
+
+def test_the_allow_list_is_complete_and_minimal(runs, tmp_path, default_allow_list):
+    files = [runs['everything'] / 'epoch_1.pth', runs['one_cycle'] / 'epoch_1.pth', numpy_scores(tmp_path / 'hub.pth')]
+    needed = set().union(*map(torch.serialization.get_unsafe_globals_in_checkpoint, files))
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(files[0])  # this is what the allow-list is for
+
+    repl_mm.allow_mmengine_checkpoints()
+    names = {
+        entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+        for entry in torch.serialization.get_safe_globals()
+    }
+    old_core = {name.replace('._core.', '.core.') for name in needed if '._core.' in name}  # numpy 1
+    # the classes of dtypes are not named in a file, ``numpy.dtype(...)`` makes their objects
+    dtypes = {f'numpy.dtypes.{kind}DType' for kind in ('Float64', 'Float32', 'Int64')}
+    assert names == needed | old_core | dtypes
+    for file in files:
+        torch.load(file, weights_only=True)
+
+
+def test_checkpoints_written_by_numpy_1_are_read(tmp_path):
+    path = numpy_scores(tmp_path / 'new.pth')
+    import zipfile
+
+    with zipfile.ZipFile(path) as new, zipfile.ZipFile(tmp_path / 'old.pth', 'w') as old:
+        for item in new.infolist():
+            data = new.read(item)
+            old.writestr(
+                item, data.replace(b'numpy._core.', b'numpy.core.') if item.filename.endswith('.pkl') else data
+            )
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / 'old.pth') == []
+    hub = torch.load(tmp_path / 'old.pth', weights_only=True)['message_hub']
+    assert hub['best_score'] == 0.5 and hub['history'].mean() == 0.5
+
+
+class Hostile:
+    """Runs something when it is unpickled."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize('way', ['resume', 'load_from', 'init_detector', 'init_cfg'])
+def test_a_hostile_checkpoint_is_refused_and_does_nothing(way, runs, mini_coco, tmp_path):
+    checkpoint = torch.load(runs['everything'] / 'epoch_1.pth')
+    mark = tmp_path / 'it_ran'
+    checkpoint['meta']['extra'] = Hostile(os.system, f'touch {mark}')
+    file = str(tmp_path / 'hostile.pth')
+    torch.save(checkpoint, file)
+
+    cfg = detector_config(mini_coco, tmp_path / 'work')
+    if way == 'init_cfg':
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=file, prefix='backbone.')
+    elif way != 'init_detector':
+        cfg.update(load_from=file, resume=way == 'resume')
+    with pytest.raises(pickle.UnpicklingError, match='system'):
+        if way == 'init_detector':
+            init_detector(cfg, file, device='cpu')
+        else:
+            train(cfg)
+    assert not mark.exists()
+    torch.load(file, weights_only=False)
+    assert mark.exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    'owner, name, reason',
+    [
+        (HistoryBuffer, 'register_statistics', 'is not allowed in a checkpoint'),
+        (OneCycleParamScheduler, '__init__', 'is not allowed in a checkpoint'),
+        (collections.OrderedDict, 'mean', 'is not allowed in a checkpoint'),
+        (subprocess.Popen, 'wait', 'Popen'),
+    ],
+)
+def test_a_checkpoint_gets_no_other_attribute(owner, name, reason, tmp_path):
+    torch.save(Hostile(getattr, owner, name), tmp_path / 'getattr.pth')
+    with pytest.raises(pickle.UnpicklingError, match=reason):
+        torch.load(tmp_path / 'getattr.pth')
+
+
+def test_loading_works_where_only_the_config_names_repl_mm(runs):
+    """A fresh process, in which nothing but the config brings in the allow-list."""
+    code = (
+        'import sys, torch; from mmdet.apis import init_detector; from mmengine.config import Config; '
+        "model = init_detector(sys.argv[1], sys.argv[2], device='cpu'); "
+        "print('classes', len(model.dataset_meta['classes']), 'slots', len(model.backbone.repl.slots))"
+    )
+    folder = runs['one_cycle']
+    config = next(folder.glob('*.py'))
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(config), str(folder / 'epoch_1.pth')],
+        env={**os.environ, 'PYTHONPATH': str(REPO)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert 'classes 6 slots 3' in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+# ---- plans that do not fit ----------------------------------------------------------------------------------------
+
+# what differs from PLAN, and the message
+CHANGED = {
+    'slots': (dict(every=None, slots=[(1, 1), (3, 1)]), r'slots only in the checkpoint: \[\(2, 1\)\]'),
+    'mode': (dict(mode='own'), "mode: 'fuse' in the checkpoint, 'own' in the model"),
+    'remove': (dict(mode='remove'), "mode: 'fuse' in the checkpoint, 'remove' in the model"),
+    'operator': (dict(operator='pointwise'), "operator: 'separable' in the checkpoint, 'pointwise' in the model"),
+    'ratio': (dict(ratio=0.25), 'ratio: 0.5 in the checkpoint, 0.25 in the model'),
+    'fusion': (dict(fusion='channel'), "fusion: .*'mix'.* in the checkpoint, .*'channel'.* in the model"),
+    'depth': (dict(), r'depths: \[2, 2, 2, 2\] in the checkpoint, \[3, 4, 6, 3\] in the model'),
+}
+
+
+def other_plan(cfg, change):
+    cfg.model.backbone.replace = PLAN | CHANGED[change][0]
+    if change == 'depth':
+        cfg.model.backbone.depth = 34
+    return CHANGED[change][1]
+
+
+def untouched(model, before):
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('change', CHANGED)
+def test_another_plan_is_refused_whatever_loads_it(change, runs, mini_coco, tmp_path):
+    file = str(runs['everything'] / 'epoch_1.pth')
+    cfg = detector_config(mini_coco, tmp_path)
+    message = other_plan(cfg, change)
+    with pytest.raises(repl_mm.PlanError, match=message):
+        init_detector(copy.deepcopy(cfg), file, device='cpu')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(repl_mm.PlanError, match=message):
+            load_checkpoint(model, file)
+        untouched(model, before)
+
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=file, prefix='backbone.')
+        model = MODELS.build(cfg.model)
+        before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+        with pytest.raises(repl_mm.PlanError, match=message):
+            model.init_weights()
+        untouched(model.backbone, before)
+
+
+@pytest.mark.parametrize('resume, hook', [(True, True), (False, True), (False, False)])
+def test_another_plan_is_refused_by_the_runner(resume, hook, runs, mini_coco, tmp_path):
+    file = str(runs['everything'] / 'epoch_1.pth')
+    cfg = detector_config(mini_coco, tmp_path)
+    message = other_plan(cfg, 'slots')
+    if not hook:
+        cfg.custom_hooks = []
+    cfg.update(load_from=file, resume=resume, randomness=dict(seed=5))
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(repl_mm.PlanError, match=message):
+        runner.train()
+    saved = torch.load(file)['state_dict']
+    for name, parameter in runner.model.named_parameters():
+        if name in saved and parameter.dim() == 4:  # what starts with random numbers
+            assert (parameter != saved[name]).all(), name
+
+
+def test_detach_may_change(log):
+    saved, model = build_backbone('basic'), build_backbone('basic', seed=3, replace=dict(detach=True))
+    model.load_state_dict(saved.state_dict())
+    torch.testing.assert_close(model(images()), saved(images()), rtol=0, atol=0)
+    assert decode_plan(model.state_dict()[PLAN_KEY])['detach'] is True  # what is saved next tells the truth
+
+
+def test_the_plan_of_a_state_dict_reads_back():
+    backbone = build_backbone('adjacent')
+    plan = repl_mm.plan_of(backbone)
+    assert decode_plan(backbone.state_dict()[PLAN_KEY]) == decode_plan(encode_plan(plan)) == plan.to_dict()
+    assert [s['index'] for s in plan.to_dict()['slots']] == [1, 2, 5, 2]
+
+
+def test_a_damaged_plan_is_named():
+    backbone = build_backbone('basic')
+    state = backbone.state_dict()
+    state[PLAN_KEY] = torch.tensor([255, 1], dtype=torch.uint8)
+    with pytest.raises(repl_mm.PlanError, match="'repl_plan' does not hold a RepL plan"):
+        backbone.load_state_dict(state)
+
+
+# ---- stock weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def stock_file(tmp_path_factory):
+    """pathlib.Path: Weights of a stock ResNet-18 of an eighth of its width, in torchvision's layout."""
+    torch.manual_seed(7)
+    stock = ResNet(depth=18, base_channels=8)
+    state = {
+        key: torch.rand_like(value) if value.is_floating_point() else value
+        for key, value in stock.state_dict().items()
+    }
+    state |= {'fc.weight': torch.rand(10, 64), 'fc.bias': torch.rand(10)}
+    path = tmp_path_factory.mktemp('stock') / 'resnet18.pth'
+    torch.save(state, path)
+    return path
+
+
+def pretrained(path, **changes):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        backbone = MODELS.build(
+            dict(
+                type='RepLResNet',
+                depth=18,
+                base_channels=8,
+                frozen_stages=1,
+                replace=dict(),
+                init_cfg=dict(type='Pretrained', checkpoint=str(path)),
+            )
+            | changes
+        )
+    start = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.init_weights()
+    return backbone, start
+
+
+def test_stock_weights_load_with_one_line_of_counts(stock_file, log):
+    backbone, start = pretrained(stock_file)
+    stock = torch.load(stock_file)
+    replaced = ('layer2.1.', 'layer3.1.', 'layer4.1.')  # the default plan of a ResNet-18 whose layer1 is frozen
+    survived = [key for key in stock if not key.startswith((*replaced, 'fc.'))]
+    for key, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, stock[key] if key in survived else start[key], rtol=0, atol=0)
+
+    block = 2 * 6  # a BasicBlock: two convolutions, and five tensors of each of their batch norms
+    layers = sum('.repl.' in key for key in backbone.state_dict())
+    assert len(stock) == 6 + 8 * block + 3 * 6 + 2  # stem, blocks, downsamples, classifier
+    text = '\n'.join(log)
+    counts = re.findall(r'(\d+) tensors loaded, (\d+) dropped \((\d+) replaced blocks\), (\d+) missing', text)
+    assert counts == [(str(6 + 5 * block + 3 * 6), str(3 * block), '3', str(layers))]
+    assert len(survived) == 6 + 5 * block + 3 * 6
+    assert 'missing keys' not in text
+    unexpected = re.findall(r'unexpected key in source state_dict: (.*)', text)
+    assert unexpected == ['fc.weight, fc.bias']  # as for a stock backbone
+
+
+def test_stock_detector_weights_load_into_a_detector(mini_coco, tmp_path, log):
+    cfg = detector_config(mini_coco, tmp_path)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        config = copy.deepcopy(cfg.model)
+        config.backbone.type = 'ResNet'
+        config.backbone.pop('replace')
+        stock = MODELS.build(config)
+        torch.save(dict(state_dict=stock.state_dict()), tmp_path / 'detector.pth')
+        model = MODELS.build(cfg.model)
+        load_checkpoint(model, str(tmp_path / 'detector.pth'), logger='current')
+    text = '\n'.join(log)
+    assert 'tensors loaded' in text and 'do not match' not in text
+    for key, value in stock.state_dict().items():
+        if not re.match(r'backbone\.layer[234]\.1\.', key):
+            torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=0)
+
+
+@TABLE
+def test_weights_of_an_equal_plan_load_without_a_word(name, tmp_path, log):
+    saved, model = build_backbone(name), build_backbone(name, seed=3)
+    torch.save(saved.state_dict(), tmp_path / 'weights.pth')
+    load_checkpoint(model, str(tmp_path / 'weights.pth'), strict=True, logger='current')
+    torch.testing.assert_close(model.state_dict(), saved.state_dict(), rtol=0, atol=0)
+    assert [line for line in log if not line.startswith('Loads checkpoint')] == []
+
+
+@TABLE
+def test_stock_weights_load_strictly_into_every_row(name):
+    """Whatever the family and the operator: a stock state dict of the same backbone needs no ``strict=False``."""
+    stock, settings, _ = BACKBONES[name]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        state = MODELS.build(dict(type=stock, base_channels=8) | settings).state_dict()
+    backbone = build_backbone(name)
+    start = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.load_state_dict(state)
+    for key, value in backbone.state_dict().items():
+        wanted = start[key] if '.repl.' in key or key == PLAN_KEY else state[key]
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
+
+
+def test_loading_undoes_folding():
+    backbone, other = build_backbone('basic'), build_backbone('basic', seed=3)
+    backbone.eval()
+    other.eval()
+    repl_mm.fold(backbone)
+    backbone.load_state_dict(other.state_dict())
+    torch.testing.assert_close(backbone(images()), other(images()), rtol=0, atol=0)

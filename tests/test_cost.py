@@ -1,0 +1,363 @@
+"""Exact costs: against hand calculation on tiny networks, against real runs, and against the known figures."""
+
+import copy
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import repl_mm
+from repl_mm import cost
+
+mmdet_models = pytest.importorskip('mmdet.models')
+ROOT = Path(__file__).resolve().parent.parent
+
+# The tiny network below on 2 images of 8x8, by hand; a multiply-add is 2 FLOPs.
+CONV1 = 2 * (2 * 8 * 8) * 4 * 3 * 9  # 4 of 3 channels, 3x3, at 2 * 8 * 8 places
+CONV2 = 2 * (2 * 4 * 4) * 6 * 2 * 9  # 6 of 2 channels (2 groups of 4), 3x3, at 2 * 4 * 4 places
+MAP = 2 * 4 * 8 * 8 * 4  # bytes of a map of 4 channels
+
+
+class Tiny(nn.Module):
+    """Convolution, BN, ReLU, grouped convolution."""
+
+    def __init__(self, inplace=True, norm_eval=True, frozen=False, reentrant=None):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace)
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False)
+        self.norm_eval = norm_eval
+        self.frozen = frozen
+        self.reentrant = reentrant
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.norm_eval:
+            self.norm.eval()
+        for module in (self.conv1, self.norm):
+            module.requires_grad_(not self.frozen)
+
+    def stem(self, x):
+        return self.relu(self.norm(self.conv1(x)))
+
+    def forward(self, x):
+        x = self.stem(x) if self.reentrant is None else checkpoint(self.stem, x, use_reentrant=self.reentrant)
+        return (self.conv2(x),)
+
+
+def tiny_cost(**kwargs):
+    return cost.measure(Tiny(**kwargs), (8, 8), 2)
+
+
+def test_hand_calculation():
+    got = tiny_cost()
+    assert got.params == got.total_params == 4 * 3 * 9 + 4 + 4 + 6 * 2 * 9
+    assert got.optimizer_bytes == 4 * got.params
+    assert got.forward_flops == CONV1 + CONV2
+    # the image needs no gradient, so conv1's backward is one product, that of conv2 two
+    assert got.flops == 2 * CONV1 + 3 * CONV2
+    # the normalization keeps its input; the ReLU's result is what conv2 keeps; the image is not counted
+    assert got.activation_bytes == 2 * MAP
+
+
+def test_training_norm_keeps_its_statistics():
+    assert tiny_cost(norm_eval=False).activation_bytes == 2 * MAP + 2 * 4 * 4
+
+
+def test_separate_relu_keeps_no_more():
+    assert tiny_cost(inplace=False) == tiny_cost()
+
+
+def test_frozen_stage():
+    got = tiny_cost(frozen=True)
+    assert (got.params, got.total_params) == (108, 224)
+    assert got.flops == CONV1 + 2 * CONV2  # no gradient of conv2's input either
+    assert got.activation_bytes == MAP
+
+
+def test_non_reentrant_checkpoint():
+    got = tiny_cost(reentrant=False)
+    assert got.flops == 3 * CONV1 + 3 * CONV2
+    assert got.activation_bytes == MAP
+
+
+def test_reentrant_checkpoint_of_an_input_without_gradient_trains_nothing():
+    got = tiny_cost(reentrant=True)  # torch's own restriction, which is why mm does not checkpoint such blocks
+    assert got.flops == CONV1 + 2 * CONV2
+
+
+def test_moments():
+    assert cost.measure(Tiny(), (8, 8), moments=2).optimizer_bytes == 2 * 4 * 224
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+def test_grouped_convolution_backward(groups):
+    """Forward, gradient of the input and of the weight cost the same, whatever the groups."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=groups))
+    got = cost.measure(net, (8, 8), 1)
+    first, second = 2 * 64 * 8 * 3, 2 * 64 * 8 * (8 // groups) * 9
+    assert got.forward_flops == first + second
+    assert got.flops == 2 * first + 3 * second
+
+
+def test_transposed_convolution():
+    net = nn.ConvTranspose2d(3, 5, 2, stride=2)
+    assert cost.measure(net, (8, 8), 1).flops == 2 * (2 * 64 * 3 * 5 * 4)
+
+
+def test_attention_is_counted():
+    class Attention(nn.Module):
+        def forward(self, x):
+            x = x.flatten(2)  # three heads of 8 tokens with 8 numbers
+            return F.scaled_dot_product_attention(*[x.view(1, 3, 8, 8)] * 3)
+
+    assert cost.measure(Attention(), (8, 8), 1).flops == 2 * (2 * 3 * 8 * 8 * 8)
+
+
+def test_shared_parameters_count_once():
+    layer = nn.Conv2d(3, 3, 1)
+    assert cost.measure(nn.Sequential(layer, layer), (4, 4)).params == 12
+
+
+def test_backbone_is_left_alone():
+    net = Tiny(norm_eval=False)
+    net.eval()
+    before = copy.deepcopy(net.state_dict())
+    cost.measure(net, (8, 8))
+    assert not net.training and all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize('replace', [None, {}, dict(operator='full'), dict(mode='own')], ids=str)
+def test_equals_a_real_run(replace):
+    """The same FLOPs as torch counts in a real step without groups, the same bytes as autograd really holds."""
+    net = mmdet_models.ResNet(depth=50, base_channels=8, norm_eval=True, frozen_stages=1)
+    if replace is not None:
+        repl_mm.apply_repl(net, every=2, **replace)
+    got = cost.measure(net, (64, 96), 1)
+    net.train()
+    image = torch.rand(1, 3, 64, 96)
+    given = {t.untyped_storage().data_ptr() for t in [image, *net.parameters(), *net.buffers()]}
+    alive = []
+
+    def pack(tensor):
+        alive.append(tensor)
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = net(image)
+        sum(x.sum() for x in out).backward()
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
+    assert got.activation_bytes == sum(size for pointer, size in held.items() if pointer not in given)
+    if replace in (None, dict(operator='full')):  # the others have grouped convolutions, which torch counts wrongly
+        assert got.flops == counter.get_total_flops()
+
+
+# --- the design's figures --------------------------------------------------------------------------------------------
+def resnet(depth, **kwargs):
+    return mmdet_models.ResNet(depth=depth, frozen_stages=1, norm_eval=True, style='pytorch', **kwargs)
+
+
+def removed(net):
+    """Every second interior block of the stages that train, taken out by hand."""
+    for stage in (net.layer2, net.layer3, net.layer4):
+        for index in range(1, len(stage) - 1, 2):
+            stage[index] = nn.Identity()
+    return net
+
+
+def ratios(got, base):
+    return [round(getattr(got, k) / getattr(base, k), 2) for k in ('params', 'flops', 'activation_bytes')]
+
+
+@pytest.fixture(scope='module', params=[50, 101])
+def reference(request):
+    depth = request.param
+    return depth, cost.measure(resnet(depth)), cost.measure(removed(resnet(depth)))
+
+
+@pytest.mark.filterwarnings('ignore:.*use_reentrant')
+def test_known_figures(reference):
+    depth, e2e, limit = reference
+    assert ratios(limit, e2e) == {50: [0.70, 0.75, 0.77], 101: [0.60, 0.61, 0.63]}[depth]
+    with_cp = cost.measure(resnet(depth, with_cp=True))
+    assert ratios(with_cp, e2e) == {50: [1.00, 1.28, 0.48], 101: [1.00, 1.31, 0.41]}[depth]
+
+
+def test_default_keeps_most_of_the_saving(reference):
+    depth, e2e, limit = reference
+    net = resnet(depth)
+    repl_mm.apply_repl(net)
+    got = cost.measure(net)
+    assert cost.share_kept(got, e2e, limit, 'flops') >= 0.6
+    assert cost.share_kept(got, e2e, limit, 'activation_bytes') >= 0.6
+    assert 0 < cost.synthesis_flops(net) < 0.02 * got.flops
+
+
+def test_mode_remove_is_the_limit(reference):
+    depth, _, limit = reference
+    net = resnet(depth)
+    repl_mm.apply_repl(net, mode='remove')
+    assert cost.measure(net) == limit
+    assert cost.synthesis_flops(net) == 0
+
+
+# --- arms ------------------------------------------------------------------------------------------------------------
+def test_arms():
+    backbone = dict(type='RepLResNet', depth=18, replace=dict(every=2), frozen_stages=0, init_cfg=dict(type='X'))
+    arms = cost.arms_of(backbone, 'mmdet', operators=['narrow'], frozen_stages=[0, 1])
+    assert [arm.name for arm in arms if arm.group == 'as configured'] == [
+        'E2E',
+        'RepL',
+        'remove',
+        'RepL narrow',
+        'E2E with_cp',
+        'E2E with_cp non-reentrant',
+        'RepL with_cp',
+        'E2E efficient_conv_bn_eval',
+        'RepL efficient_conv_bn_eval',
+    ]
+    assert [arm.group for arm in arms[9:]] == ['frozen_stages=1'] * 3
+    assert arms[0].cfg == dict(type='ResNet', depth=18, frozen_stages=0)
+    assert arms[1].cfg['replace'] == dict(every=2, mode='fuse')
+    assert arms[2].cfg['replace'] == dict(every=2, mode='remove')
+    rows = list(cost.compare(arms, 'mmdet', (32, 32), 1, rest=1000))
+    assert [row.name for row in rows] == [arm.name for arm in arms]
+    assert rows[0].model_params == 1000 + rows[0].cost.params
+    result = {row['name']: row for row in cost.relative(rows, 'as configured')}
+    assert result['remove']['kept'] == dict(flops=1, activation_bytes=1)
+    assert result['RepL']['relative']['params'] == rows[1].cost.params / rows[0].cost.params
+    text = cost.table(rows)
+    assert all(name in text for name in result) and 'relative to E2E' in text
+
+
+@pytest.mark.parametrize('name', ['E2E', 'RepL'])
+def test_efficient_conv_bn_eval(name):
+    """mm's fused evaluation-mode convolution and BN keeps no input of the BN, in the kept blocks of RepL as well."""
+    arms = cost.arms_of(dict(type='RepLResNet', depth=50, norm_eval=True, frozen_stages=1), 'mmdet', frozen_stages=[])
+    arms = [arm for arm in arms if arm.name in (name, f'{name} efficient_conv_bn_eval')]
+    plain, efficient = cost.compare(arms, 'mmdet')
+    assert not efficient.note
+    assert efficient.cost.activation_bytes < 0.7 * plain.cost.activation_bytes
+    assert (efficient.cost.params, efficient.cost.flops) == (plain.cost.params, plain.cost.flops)
+
+
+def test_find_backbone():
+    backbone = dict(type='RepLResNet', depth=18)
+    assert cost.find_backbone(dict(detector=dict(backbone=backbone))) == (('detector', 'backbone'), backbone)
+    assert cost.find_backbone(dict(backbone=dict(type='ResNet'), teacher=dict(net=backbone)))[0] == ('teacher', 'net')
+    assert cost.find_backbone(dict(backbone=dict(type='ResNet'), neck=dict(type='FPN')))[0] == ('backbone',)
+    with pytest.raises(ValueError, match='found: none'):
+        cost.find_backbone(dict(neck=dict(type='FPN')))
+    with pytest.raises(ValueError, match=r'found: model\.a, model\.b\.0'):
+        cost.find_backbone(dict(a=backbone, b=[backbone]))
+
+
+def test_whole_model_and_optimizer():
+    from mmengine.config import Config
+    from mmengine.hub import get_config
+
+    cfg = get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    outside = cost.params_outside(cfg.model, ('backbone',), 'mmdet')
+    # FPN: three 1x1 to 256, three 3x3 laterals, two 3x3 extra levels; head: 2 x 4 convolutions, 9 anchors x 80 and x 4
+    fpn = (512 + 1024 + 2048 + 3) * 256 + 3 * (9 * 256 * 256 + 256) + (9 * 2048 * 256 + 256) + (9 * 256 * 256 + 256)
+    head = 8 * (9 * 256 * 256 + 256) + (9 * 256 + 1) * 9 * (80 + 4)
+    assert outside == fpn + head
+    assert cost.optimizer_moments(cfg) == (1, 'SGD with momentum')
+    adam = Config(dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-4))))
+    assert cost.optimizer_moments(adam) == (2, 'AdamW')
+    plain = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-4))))
+    assert cost.optimizer_moments(plain) == (0, 'SGD without momentum')
+
+
+def test_report():
+    before = cost.Cost(2_000_000, 2_500_000, 4 * 10**9, 10**9, 3 * 2**20, 8 * 10**6, (800, 1344), 2)
+    after = cost.Cost(1_500_000, 2_000_000, 3 * 10**9, 10**9, 2**20, 6 * 10**6, (800, 1344), 2)
+    lines = [line.split() for line in cost.report(before, after).splitlines()]
+    assert ['before', 'after', 'gap', 'remain'] in lines
+    assert ['trainable', 'parameters', '2.00', 'M', '1.50', 'M', '-500.00', 'k', '75.0%'] in lines
+    assert ['train', 'FLOPs', '4.00', 'G', '3.00', 'G', '-1.00', 'G', '75.0%'] in lines
+    assert ['activation', 'bytes', '3.0', 'MiB', '1.0', 'MiB', '-2.0', 'MiB', '33.3%'] in lines
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r'shape=\(0, 8\) is no image size'):
+        cost.measure(Tiny(), (0, 8))
+    with pytest.raises(ValueError, match='batch=0 is no number of images'):
+        cost.measure(Tiny(), (8, 8), 0)
+    with pytest.raises(ValueError, match="does not support backbone type 'CSPDarknet', only .*ResNet"):
+        cost.arms_of(dict(type='CSPDarknet'), 'mmdet')
+    with pytest.raises(ValueError, match="'NoSuchNet' is not registered in scope 'mmdet'"):
+        cost.arms_of(dict(type='NoSuchNet'), 'mmdet')
+    dcn = dict(type='DCN', deform_groups=1, fallback_on_stride=False)
+    with pytest.raises(RuntimeError, match='ResNet cannot be counted on fake tensors'):
+        cost.measure(mmdet_models.ResNet(depth=50, dcn=dcn, stage_with_dcn=(False, True, True, True)), (64, 64))
+
+
+# --- the tool --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    spec = importlib.util.spec_from_file_location('tools_cost', ROOT / 'tools' / 'cost.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *args: module.main([str(arg) for arg in args])
+
+
+R18 = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+
+
+def test_tool(tool, tmp_path, capsys):
+    out, picture = tmp_path / 'cost.json', tmp_path / 'cost.png'
+    tool(
+        *[R18, '--shape', 64, 64, '--batch', 2, '--frozen-stages', '--modes', 'fuse', 'remove', 'own'],
+        *['--json', out, '--plot', picture, '--time', 2],
+        *['--cfg-options', 'model.backbone.norm_eval=False'],
+    )
+    text = capsys.readouterr().out
+    assert 'kept FLOPs' in text and 'Steps on ' in text
+    assert picture.read_bytes().startswith(b'\x89PNG')
+    result = json.loads(out.read_text())
+    assert [row['name'] for row in result['rows'][:4]] == ['E2E', 'RepL', 'remove', 'own']
+    assert result['rows'][0]['relative']['flops'] == 1
+    assert result['rows'][1]['model_params'] > result['rows'][1]['params']
+    timed = {row['name']: row for row in result['time']}
+    assert len(timed['RepL']['ratios']) == 2 and timed['E2E']['ratios'] == [1, 1]
+    assert 0 < timed['RepL']['synthesis_share'] < 1 and timed['remove']['synthesis_share'] == 0
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['no/such.py'], 'no/such.py'),
+        (['mmdet::yolox/yolox_s_8xb8-300e_coco.py'], "does not support backbone type 'CSPDarknet'"),
+        ([R18, '--shape', 0, 64], 'shape=(0, 64) is no image size'),
+        ([R18, '--cfg-options', 'model.backbone.replace.every=0'], 'replace.every=0'),
+    ],
+)
+def test_tool_ends_in_one_line(tool, args, message):
+    with pytest.raises(SystemExit) as stopped:
+        tool(*args)
+    assert message in str(stopped.value) and '\n' not in str(stopped.value)
+
+
+@pytest.mark.slow
+def test_tool_takes_seconds():
+    """Under 20 s for a ResNet-101 on a free machine; CPU time and a wide limit, so that a busy one does not fail."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, 'tools/cost.py', 'mmdet::retinanet/retinanet_r101_fpn_1x_coco.py']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert after.ru_utime - before.ru_utime < 40

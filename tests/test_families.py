@@ -1,0 +1,414 @@
+"""All variants of the ResNet family, one table of settings for all tests."""
+
+import copy
+import functools
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mmcv
+import pytest
+import torch
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+import repl_mm
+from repl_mm import apply_repl, computing_layers, fold, plan_of
+
+REPO = Path(__file__).resolve().parents[1]
+R50 = dict(type='ResNet', depth=50, base_channels=8)
+D8 = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+V1C = dict(type='ResNetV1c', depth=50, base_channels=8, **D8)
+DCN = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
+ATTENTION = dict(type='GeneralizedAttention', spatial_range=-1, num_heads=2, attention_type='0010', kv_stride=2)
+CONTEXT = dict(type='ContextBlock', ratio=1 / 4)
+SOME_STAGES = (False, True, True, False)
+
+BACKBONES = {
+    'r18': dict(type='ResNet', depth=18, base_channels=8),
+    'r34': dict(type='ResNet', depth=34, base_channels=8),
+    'r50': R50,
+    'r101': dict(type='ResNet', depth=101, base_channels=8),
+    'r152': dict(type='ResNet', depth=152, base_channels=8),
+    'frozen': dict(R50, frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True),
+    'bn in training': dict(R50, norm_eval=False),
+    'two stages': dict(R50, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1)),
+    'caffe': dict(R50, style='caffe'),
+    'deep stem': dict(R50, deep_stem=True),
+    'avg_down': dict(R50, avg_down=True),
+    'gn': dict(R50, norm_cfg=dict(type='GN', num_groups=2, requires_grad=True)),
+    'gn r18': dict(type='ResNet', depth=18, base_channels=8, norm_cfg=dict(type='GN', num_groups=2)),
+    'syncbn': dict(R50, norm_cfg=dict(type='SyncBN', requires_grad=True), norm_eval=False),
+    'weight standardization': dict(R50, conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='GN', num_groups=2)),
+    'with_cp': dict(R50, with_cp=True),
+    'd8': dict(R50, **D8),
+    'dcn': dict(R50, dcn=DCN, stage_with_dcn=SOME_STAGES),
+    'attention': dict(R50, plugins=[dict(cfg=ATTENTION, stages=SOME_STAGES, position='after_conv2')]),
+    'context': dict(R50, plugins=[dict(cfg=CONTEXT, stages=SOME_STAGES, position='after_conv3')]),
+    'v1d': dict(type='ResNetV1d', depth=50, base_channels=8),
+    'resnext': dict(type='ResNeXt', depth=50, groups=4, base_width=4, base_channels=8),
+    'resnext dcn': dict(
+        type='ResNeXt', depth=50, groups=4, base_width=4, base_channels=8, dcn=DCN, stage_with_dcn=SOME_STAGES
+    ),
+    'regnet 400mf': dict(type='RegNet', arch='regnetx_400mf'),
+    'regnet 800mf': dict(type='RegNet', arch='regnetx_800mf'),
+    'regnet 1.6gf': dict(type='RegNet', arch='regnetx_1.6gf'),
+    'res2net': dict(type='Res2Net', depth=50, scales=4, base_width=4, base_channels=8),
+    'resnest': dict(type='ResNeSt', depth=50, base_channels=8, radix=2, reduction_factor=4),
+    'mmseg r50': dict(_scope_='mmseg', **R50),
+    'mmseg r18 v1c': dict(_scope_='mmseg', type='ResNetV1c', depth=18, base_channels=8, **D8),
+    'mmseg v1c': dict(_scope_='mmseg', contract_dilation=True, **V1C),
+    'mmseg multi_grid': dict(_scope_='mmseg', contract_dilation=True, multi_grid=(1, 2, 4), **V1C),
+    'mmseg resnest': dict(_scope_='mmseg', type='ResNeSt', depth=50, base_channels=8, **D8),
+}
+BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c')
+NO_FULL = ('dcn', 'resnext dcn', 'attention', 'context')
+THOROUGH = ('r18', 'r50', 'with_cp', 'dcn', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid')  # all of REPLACE
+QUICK = ('r152', 'regnet 800mf', 'regnet 1.6gf')  # big: the default only
+
+REPLACE = {
+    'default': dict(),
+    'every block': dict(every=1, operator='separable', fusion='mix'),
+    'pointwise scalar': dict(operator='pointwise', fusion='scalar'),
+    'narrow lowrank': dict(operator='narrow', fusion=dict(type='lowrank', rank=2), ratio=0.25, detach=True),
+    'conv channel': dict(operator='conv', fusion='channel'),
+    'full mix': dict(operator='full', fusion=dict(type='mix', groups=2)),
+    'remove': dict(mode='remove'),
+    'share': dict(mode='share', operator='separable'),
+    'own': dict(mode='own', operator='separable'),
+    'share full': dict(mode='share', operator='full'),
+    'own full': dict(mode='own', operator='full'),
+}
+
+
+def chosen(name, case):
+    """Whether to test an entry of REPLACE with a backbone: what exists, and a part of it for most backbones."""
+    if (case == 'conv channel' and name not in BASIC) or ('full' in case and name in NO_FULL):
+        return False
+    return (
+        case == 'default' or name in THOROUGH or (case in ('conv channel', 'full mix', 'remove') and name not in QUICK)
+    )
+
+
+CASES = [pair for pair in itertools.product(BACKBONES, REPLACE) if chosen(*pair)]
+
+
+def build(settings, **kwargs):
+    """A backbone from the registry in its scope, in train mode, random weights from one seed."""
+    settings = copy.deepcopy(dict(settings, **kwargs))
+    with DefaultScope.overwrite_default_scope(settings.pop('_scope_', 'mmdet')):
+        torch.manual_seed(0)
+        backbone = revert_sync_batchnorm(MODELS.build(settings))
+    backbone.train()
+    return backbone
+
+
+def build_repl(name, replace):
+    return build(BACKBONES[name], type='RepL' + BACKBONES[name]['type'], replace=replace)
+
+
+@functools.cache
+def stock(name):
+    """The stock backbone; not to be changed."""
+    return build(BACKBONES[name])
+
+
+@functools.cache
+@torch.no_grad()
+def stock_shapes(name):
+    """Shapes of the stock backbone's outputs for :func:`images`."""
+    return [out.shape for out in copy.deepcopy(stock(name))(images())]
+
+
+def images(size=64):
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def prefixes(slots):
+    return tuple(f'layer{stage + 1}.{index}.' for stage, index in slots)
+
+
+def places(backbone):
+    return [(slot.stage, slot.index) for slot in plan_of(backbone).slots]
+
+
+@pytest.mark.parametrize(('name', 'case'), CASES)
+def test_network(name, case):
+    before, after = stock(name), build_repl(name, REPLACE[case])
+    replaced = prefixes(places(after))
+    assert replaced
+
+    # the same object in all but the replaced blocks
+    assert type(after) is type(before)
+    for key, value in vars(before).items():
+        if not key.startswith('_') and not isinstance(value, nn.Module):
+            assert str(getattr(after, key)) == str(value), key
+    kept = {key: value for key, value in before.state_dict().items() if not key.startswith(replaced)}
+    state = after.state_dict()
+    assert [key for key in state if key != 'repl_plan' and '.repl.' not in key] == list(kept)
+    assert all(torch.equal(state[key], value) for key, value in kept.items())
+
+    # parameters: what the stock backbone has, without the replaced blocks, and those of the computing layers
+    stock_count = sum(p.numel() for key, p in before.named_parameters() if not key.startswith(replaced))
+    own = {key: p for key, p in after.named_parameters() if '.repl.' in key}
+    assert sum(p.numel() for p in after.parameters()) == stock_count + sum(p.numel() for p in own.values())
+    assert all(key.startswith(replaced) for key in own)
+    assert bool(own) == (REPLACE[case].get('mode') != 'remove')
+    assert all(p.dim() >= 1 for p in own.values())
+
+    # outputs and gradients
+    outputs = after(images())
+    assert [out.shape for out in outputs] == stock_shapes(name)
+    sum(out.mean() for out in outputs).backward()
+    for key, parameter in after.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+    trained = {key for key, p in before.named_parameters() if p.requires_grad and not key.startswith(replaced)}
+    assert {key for key, p in after.named_parameters() if p.requires_grad and key not in own} == trained
+
+    # synthesized once or at every forward
+    after.eval()
+    with torch.no_grad():
+        unfolded = after(images())
+        fold(after)
+        for one, other in zip(after(images()), unfolded, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize('replace', [dict(every=1), dict(slots=[(0, 2), (1, 1), (2, 4), (2, 5), (3, 1)])])
+@pytest.mark.parametrize('name', ['r34', 'r50', 'caffe', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid'])
+def test_remove_equals_stock_with_identities(name, replace):
+    after = build_repl(name, dict(replace, mode='remove'))
+    before = copy.deepcopy(stock(name))
+    for stage, index in places(after):
+        getattr(before, f'layer{stage + 1}')[index] = nn.Identity()
+    assert all(torch.equal(one, other) for one, other in zip(after(images()), before(images()), strict=True))
+
+
+def blocks_that_matter(backbone, stage, index):
+    """The blocks whose parameters get gradient through the computing layer alone, as (stage, index)."""
+    layer = getattr(backbone, f'layer{stage + 1}')[index]
+    channels = getattr(backbone, f'layer{stage + 1}')[0](torch.randn(2, stage_input(backbone, stage), 8, 8)).shape[1]
+    backbone.zero_grad()
+    layer(torch.rand(2, channels, 8, 8)).square().sum().backward()
+    found = {
+        tuple(key.split('.')[:2])
+        for key, p in backbone.named_parameters()
+        if p.grad is not None and p.grad.any() and '.repl.' not in key
+    }
+    return sorted((int(name.removeprefix('layer')) - 1, int(i)) for name, i in found)
+
+
+def stage_input(backbone, stage):
+    return getattr(backbone, f'layer{stage + 1}')[0].conv1.in_channels
+
+
+RUNS = [
+    (dict(slots=[(1, 1)]), {(1, 1): [(1, 0), (1, 2)]}),
+    (dict(slots=[(1, 3)]), {(1, 3): [(1, 2), (2, 0)]}),  # a stage's end
+    (dict(slots=[(3, 2)]), {(3, 2): [(3, 1)]}),  # the backbone's end
+    (dict(slots=[(2, 1), (2, 2), (2, 3)]), {(2, i): [(2, 0), (2, 4)] for i in (1, 2, 3)}),  # a run
+    (dict(slots=[(1, 3), (1, 2), (3, 1), (3, 2)]), {(1, 2): [(1, 1), (2, 0)], (3, 1): [(3, 0)], (3, 2): [(3, 0)]}),
+    (dict(slots=[(2, 2)], mode='share'), {(2, 2): [(2, 1)]}),
+    (dict(slots=[(2, 2)], mode='own'), {(2, 2): []}),
+    (dict(slots=[(2, 2)], detach=True), {(2, 2): []}),
+]
+
+
+@pytest.mark.parametrize('operator', ['separable', 'pointwise', 'narrow', 'full'])
+@pytest.mark.parametrize(('replace', 'expected'), RUNS)
+@pytest.mark.parametrize('name', ['r50', 'resnest'])
+def test_neighbours_are_the_nearest_kept_blocks(name, replace, expected, operator):
+    backbone = build_repl(name, dict(replace, operator=operator))
+    for slot, neighbours in expected.items():
+        assert blocks_that_matter(backbone, *slot) == neighbours
+
+
+@pytest.mark.parametrize('operator', ['separable', 'pointwise', 'narrow', 'conv', 'full'])
+def test_resnet18_learns_across_the_borders(operator):
+    backbone = build_repl('r18', dict(operator=operator))
+    for stage in range(4):
+        following = [(stage + 1, 0)] if stage < 3 else []
+        assert blocks_that_matter(backbone, stage, 1) == [(stage, 0), *following]
+
+
+@pytest.mark.parametrize('name', ['d8', 'mmseg v1c', 'mmseg multi_grid'])
+def test_dilation_of_the_replaced_block_is_kept(name):
+    """The computing layer sees as far as one 3x3 convolution with the replaced block's dilation."""
+    slots = [(2, 1), (2, 3), (3, 1), (3, 2)]
+    backbone = build_repl(name, dict(slots=slots, operator='separable'))
+    for stage, index in slots:
+        block = getattr(stock(name), f'layer{stage + 1}')[index]
+        layer = getattr(backbone, f'layer{stage + 1}')[index]
+        x = torch.rand(1, block.conv1.in_channels, 33, 33, requires_grad=True)
+        (layer(x)[0, :, 16, 16] - x[0, :, 16, 16]).sum().backward()
+        rows = x.grad[0].abs().sum((0, 2)).nonzero().flatten() - 16
+        assert rows.tolist() == [-block.conv2.dilation[0], 0, block.conv2.dilation[0]]
+
+
+def test_dilations_of_the_table_differ():
+    """The test above would be empty if the table's multi_grid came to nothing."""
+    assert [block.conv2.dilation[0] for block in stock('mmseg multi_grid').layer4] == [1, 2, 4]
+    assert [block.conv2.dilation[0] for block in stock('mmseg v1c').layer4] == [2, 4, 4]
+
+
+@pytest.mark.parametrize('replace', [dict(), dict(operator='full', mode='own'), dict(mode='remove')])
+@pytest.mark.parametrize('name', ['r50', 'mmseg v1c'])
+def test_plain_call_equals_the_registered_builder(name, replace):
+    built = build_repl(name, replace)
+    backbone = build(BACKBONES[name])
+    with torch.random.fork_rng():
+        plan = apply_repl(backbone, **replace)
+    assert plan == plan_of(built) == plan_of(backbone)
+    assert list(built.state_dict()) == list(backbone.state_dict())
+    assert [name for name, _ in computing_layers(backbone)] == [prefix[:-1] for prefix in prefixes(places(backbone))]
+    assert repl_mm.repl_backbones(nn.ModuleDict(dict(backbone=backbone))) == [('backbone', backbone)]
+
+
+def test_prefixed_type_and_scopes():
+    """One name, the class of the scope that asks for it."""
+    for scope in ('mmdet', 'mmseg'):
+        for prefix in ('', 'repl_mm.'):
+            backbone = build(R50, type=f'{prefix}RepLResNet', _scope_=scope)
+            assert type(backbone).__module__ == f'{scope}.models.backbones.resnet'
+    assert type(build(V1C, type='RepLResNetV1c')).__module__.startswith('mmseg')  # mmdet has none
+
+
+# ---- near the network without the blocks ----
+
+
+def pretrained_like(name):
+    """A stock network as training leaves it: residual branches that count, norm statistics of its own activations."""
+    torch.manual_seed(0)
+    backbone = build(BACKBONES[name], norm_eval=False)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.3, 0.7)
+            nn.init.normal_(module.bias, std=0.1)
+            module.momentum = None
+    backbone.train()
+    with torch.no_grad():
+        for _ in range(3):
+            backbone(images())
+    backbone.eval()  # mm's eval() returns nothing
+    return backbone
+
+
+def relative_difference(one, other):
+    """Largest relative L2 difference among the outputs of two networks."""
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(one, other, strict=True))
+
+
+@torch.no_grad()
+def start(backbone, batch, **replace):
+    """How far a converted network starts from the network without the blocks.
+
+    Returns:
+        tuple[float, float, float]: Relative difference of the converted network's outputs, the same of the original
+        network's, and the largest relative change that one computing layer makes to its input.
+    """
+    removed, converted = copy.deepcopy(backbone), copy.deepcopy(backbone)
+    apply_repl(removed, **dict(replace, mode='remove'))
+    apply_repl(converted, **replace)
+    converted.eval()
+    steps = []
+    for _, layer in computing_layers(converted):
+        layer.register_forward_hook(lambda _, args, out: steps.append(relative_difference([out], args)))
+    wanted = removed(batch)
+    return relative_difference(converted(batch), wanted), relative_difference(backbone(batch), wanted), max(steps)
+
+
+@pytest.mark.parametrize('replace', [dict(), dict(operator='full')], ids=['default', 'full'])
+@pytest.mark.parametrize('name', ['r18', 'r34', 'r50', 'r101', 'caffe', 'v1d', 'resnext', 'res2net', 'resnest', 'gn'])
+def test_converted_network_starts_near_the_network_without_the_blocks(name, replace):
+    """A random network multiplies small changes, so the bounds are wide: 0.6 of what removing the blocks changes."""
+    near, far, step = start(pretrained_like(name), images(), **replace)
+    assert near < 0.6 * far
+    assert step < 0.25
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize('fusion', ['scalar', 'channel', 'mix', 'lowrank'])
+def test_real_network_starts_near_the_network_without_the_blocks(shared_data, fusion):
+    """ImageNet ResNet-18, stem to layer3, on photographs: removing changes its outputs by 95 %, converting by 10 %."""
+    from mmdet.models import ResNet
+
+    backbone = ResNet(18, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2))
+    weights = shared_data / 'weights' / 'resnet18_imagenet1k_v1_PARTIAL_stem_to_layer3_bnfolded.pth'
+    backbone.load_state_dict(torch.load(weights, weights_only=True))
+    backbone.eval()
+    photos = [
+        mmcv.imread(p, channel_order='rgb') for p in sorted((shared_data / 'imagenet_sample/images').glob('*/*'))[:3]
+    ]
+    batch = torch.stack([torch.from_numpy(photo[:192, :192].copy()).permute(2, 0, 1).float() for photo in photos])
+    batch = (batch - torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)) / 57.6
+    near, far, step = start(backbone, batch, fusion=fusion)
+    assert far > 0.9
+    assert near < 0.15
+    assert step < 0.12
+
+
+@pytest.mark.parametrize('operator', ['separable', 'pointwise', 'narrow'])
+def test_with_a_last_weight_of_zero_a_computing_layer_is_the_identity(operator):
+    backbone, removed = build_repl('r50', dict(operator=operator)), build_repl('r50', dict(mode='remove'))
+    for _, layer in computing_layers(backbone):
+        for parameter in list(layer.repl.values())[-1].parameters():
+            nn.init.zeros_(parameter)
+    assert all(torch.equal(one, other) for one, other in zip(backbone(images()), removed(images()), strict=True))
+
+
+# ---- in a process of its own ----
+
+MISSING = dict(mmdet='RegNet', mmseg='ResNetV1c')  # what only one package has
+BUILD = """
+import sys
+for absent in {absent}:
+    sys.modules[absent] = None  # as if it were not installed
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+cfg = Config.fromfile('config.py')
+for settings in cfg.backbones:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        backbone = MODELS.build(settings)
+    print(type(backbone).__module__, len(sys.modules['repl_mm'].plan_of(backbone).slots))
+"""
+
+
+def python(code, folder):
+    """Run code in a new interpreter in a folder; returns its output and the last line of its errors."""
+    env = dict(os.environ, PYTHONPATH=str(REPO), PYTHONWARNINGS='ignore')
+    done = subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, text=True)
+    return done.stdout, done.stderr.strip().rpartition('\n')[2]
+
+
+@pytest.mark.parametrize(
+    ('scope', 'absent', 'imports', 'kind'),
+    [('mmdet', 'mmseg', '', 'repl_mm.RepLResNet'), ('mmseg', 'mmdet', 'repl_mm', 'RepLResNet')],
+    ids=['prefixed', 'custom_imports'],
+)
+def test_one_package_from_another_directory(scope, absent, imports, kind, tmp_path):
+    """Both forms of the type, each with another package missing, and a type that needs the missing one."""
+    backbone = dict(depth=18, base_channels=8, replace=dict(stages=(1, 2)))
+    backbones = [dict(backbone, type=kind), dict(backbone, type=f'repl_mm.RepL{MISSING[absent]}')]
+    text = f'default_scope = {scope!r}\nbackbones = {backbones!r}\n'
+    if imports:
+        text += f'custom_imports = dict(imports=[{imports!r}])\n'
+    (tmp_path / 'config.py').write_text(text)
+    out, error = python(BUILD.format(absent=[absent, 'mmpretrain']), tmp_path)
+    assert out.split() == [f'{scope}.models.backbones.resnet', '2']
+    assert error == (
+        f"repl_mm.plan.PlanError: type='RepL{MISSING[absent]}' needs a stock backbone '{MISSING[absent]}', which none "
+        'of mmdet, mmseg, mmpretrain has here: install one of them, or use a backbone that the installed one has'
+    )
+
+
+def test_import_loads_neither_package(tmp_path):
+    code = (
+        "import repl_mm, sys; print({'mmdet', 'mmseg', 'mmpretrain', 'mmcv'} & {m.split('.')[0] for m in sys.modules})"
+    )
+    assert python(code, tmp_path) == ('set()\n', '')

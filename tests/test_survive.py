@@ -1,0 +1,182 @@
+"""A backbone with computing layers is copied, pickled, checkpointed, traced, exported and compiled like any other."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from mmdet.models.backbones import resnet
+from small import BACKBONES, build_backbone, gradients, images, loss_of
+
+import repl_mm
+from repl_mm import checkpointing
+
+TABLE = pytest.mark.parametrize('name', BACKBONES)
+FEW = pytest.mark.parametrize('name', ['basic', 'full'])
+RTOL = dict(rtol=1e-4, atol=1e-6)
+
+
+def place(backbone, where):
+    """The block or layer at (stage, index)."""
+    stage, index = where
+    return getattr(backbone, backbone.res_layers[stage])[index]
+
+
+def check_is_a_copy(other, backbone):
+    """``other`` is equal to ``backbone`` and shares nothing with it."""
+    plan = repl_mm.plan_of(backbone)
+    assert repl_mm.plan_of(other) == plan
+    for slot in plan.slots:
+        wanted = [place(other, where) for where in (slot.preceding, slot.succeeding) if where is not None]
+        layer = place(other, (slot.stage, slot.index))
+        for module in layer.modules():
+            if hasattr(module, 'neighbours'):
+                assert [id(block) for block in module.neighbours] == [id(block) for block in wanted]
+
+    x = images()
+    torch.testing.assert_close(other(x), backbone(x), rtol=0, atol=0)
+    torch.testing.assert_close(gradients(other, x), gradients(backbone, x), rtol=0, atol=0)
+
+    # what happens to the original does not reach the copy, and loading into the copy does not reach the original
+    before, saved = other(x), copy.deepcopy(backbone.state_dict())
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(other(x), before, rtol=0, atol=0)
+    doubled = copy.deepcopy(backbone.state_dict())
+    other.load_state_dict(saved)
+    torch.testing.assert_close(backbone.state_dict(), doubled, rtol=0, atol=0)
+    torch.testing.assert_close(other(x), before, rtol=0, atol=0)
+
+
+@TABLE
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_deepcopy(name, with_cp):
+    backbone = build_backbone(name, with_cp=with_cp)
+    check_is_a_copy(copy.deepcopy(backbone), backbone)
+
+
+@TABLE
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_pickle(name, with_cp):
+    backbone = build_backbone(name, with_cp=with_cp)
+    pickled = pickle.dumps(backbone)
+    checkpointing._non_reentrant.cache_clear()  # as in a new process
+    check_is_a_copy(pickle.loads(pickled), backbone)
+
+
+def test_a_whole_model_goes_through_torch_save():
+    backbone = build_backbone('bottleneck', with_cp=True)
+    file = io.BytesIO()
+    torch.save(backbone, file)
+    file.seek(0)
+    check_is_a_copy(torch.load(file, weights_only=False), backbone)
+
+
+def test_the_copy_guards_itself_against_other_plans():
+    backbone = build_backbone('basic')
+    twin = copy.deepcopy(backbone)
+    other = build_backbone('basic', replace=dict(slots=[(2, 1)]))
+    with pytest.raises(repl_mm.PlanError, match='slots only in the model'):
+        twin.load_state_dict(other.state_dict())
+
+
+# ---- activation checkpointing -------------------------------------------------------------------------------------
+
+
+def saved_bytes(backbone, x) -> int:
+    """Bytes that autograd keeps for backward, without parameters, each storage once."""
+    parameters = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+    sizes = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = loss_of(backbone(x))
+    loss.backward()  # the graph, and with it the storages, live until here: no address is used twice
+    return sum(sizes.values())
+
+
+@TABLE
+def test_with_cp_gives_the_same_gradients_for_less_memory(name):
+    x = images()
+    plain, checkpointed = build_backbone(name), build_backbone(name, with_cp=True)
+    torch.testing.assert_close(gradients(checkpointed, x), gradients(plain, x), **RTOL)
+    assert saved_bytes(checkpointed, x) < 0.8 * saved_bytes(plain, x)
+
+
+@TABLE
+def test_with_cp_leaves_blocks_what_they_are(name):
+    plain, checkpointed = build_backbone(name), build_backbone(name, with_cp=True)
+    assert list(checkpointed.state_dict()) == list(plain.state_dict())
+    for kept, block in zip(plain.modules(), checkpointed.modules(), strict=True):
+        assert isinstance(block, type(kept))
+        assert type(block).__name__ == type(kept).__name__
+
+
+@pytest.mark.parametrize('depth, stock', [(18, resnet.BasicBlock), (50, resnet.Bottleneck)])
+def test_with_cp_of_a_block_without_borrowers_stays_stock(depth, stock):
+    backbone = build_backbone('basic', depth=depth, with_cp=True, replace=dict(slots=[(3, 1)]))
+    assert type(backbone.layer2[1]) is stock and backbone.layer2[1].with_cp
+    borrowed = backbone.layer4[0]
+    assert isinstance(borrowed, stock) and type(borrowed) is not stock and not borrowed.with_cp
+
+
+# ---- autocast -----------------------------------------------------------------------------------------------------
+
+
+@TABLE
+def test_autocast_runs_layers_in_bfloat16_and_the_synthesis_in_float32(name):
+    backbone = build_backbone(name)
+    exact = backbone(images())
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = backbone(images())
+        weights = [pair for _, layer in repl_mm.computing_layers(backbone) for pair in layer.synthesize()]
+        found = gradients(backbone, images())
+    assert weights or repl_mm.plan_of(backbone).mode == 'remove'
+    assert all(part.dtype == torch.float32 for pair in weights for part in pair if part is not None)
+    for output, wanted in zip(outputs, exact, strict=True):
+        assert (output.float() - wanted).norm() < 0.03 * wanted.norm()
+    wanted = gradients(backbone, images())
+    assert found.keys() == wanted.keys()
+    for key, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - wanted[key]).norm() < 0.2 * wanted[key].norm() + 1e-3, key
+
+
+# ---- trace, export, compile ---------------------------------------------------------------------------------------
+
+
+@FEW
+@pytest.mark.parametrize('how', ['trace', 'export'])
+def test_a_folded_backbone_is_traced_and_exported(name, how, tmp_path):
+    backbone = build_backbone(name)
+    backbone.eval()
+    repl_mm.fold(backbone)
+    x, other = images(), images(seed=2)
+    with torch.no_grad():
+        if how == 'trace':
+            torch.jit.trace(backbone, x).save(tmp_path / 'backbone.pt')
+            graph = torch.jit.load(tmp_path / 'backbone.pt')
+        else:
+            torch.export.save(torch.export.export(backbone, (x,)), tmp_path / 'backbone.pt2')
+            graph = torch.export.load(tmp_path / 'backbone.pt2').module()
+        torch.testing.assert_close(tuple(graph(other)), backbone(other), **RTOL)
+
+
+@pytest.mark.parametrize('name, backend', [('full', 'eager'), ('basic', 'aot_eager')])
+def test_compile_makes_one_graph_with_the_same_gradients(name, backend):
+    backbone = build_backbone(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(backbone, backend=backend, fullgraph=True)
+    x = images()
+    torch.testing.assert_close(gradients(backbone, x, call=compiled), gradients(backbone, x), **RTOL)
+
+    with torch.no_grad():  # the graph reads the neighbours' weights, it has not baked them in
+        place(backbone, (2, 0)).conv1.weight.neg_()
+    torch.testing.assert_close(gradients(backbone, x, call=compiled), gradients(backbone, x), **RTOL)
