@@ -367,11 +367,11 @@ def build_arm(arm, scope=None):
     return backbone
 
 
-def compare(arms, scope=None, shape=(800, 1344), batch=2, moments=1, rest=None):
-    """Build and measure arms, one after the other.
+def count(arm, scope=None, shape=(800, 1344), batch=2, moments=1, rest=None):
+    """Build and measure an arm.
 
     Args:
-        arms (list[Arm]): From :func:`arms_of`.
+        arm (Arm): One of :func:`arms_of`.
         scope (str): The config's ``default_scope``.
         shape (tuple[int]): As in :func:`measure`.
         batch (int): As in :func:`measure`.
@@ -379,20 +379,19 @@ def compare(arms, scope=None, shape=(800, 1344), batch=2, moments=1, rest=None):
         rest (int): Trainable parameters of the model outside of the backbone, see :func:`params_outside`. Defaults to
             None, not known.
 
-    Yields:
-        Row: One for every arm.
+    Returns:
+        Row: The costs, or for an optional arm the reason why there are none.
     """
-    for arm in arms:
-        try:
-            backbone = build_arm(arm, scope)
-            cost = measure(backbone, shape, batch, moments)
-            whole = None if rest is None else rest + cost.params
-            synthesis = synthesis_flops(backbone) if arm.synthesis else None
-            yield Row(arm.name, arm.group, cost, model_params=whole, synthesis_flops=synthesis)
-        except (RuntimeError, TypeError, ValueError) as error:
-            if not arm.optional:
-                raise
-            yield Row(arm.name, arm.group, note=str(error).strip().splitlines()[0])
+    try:
+        backbone = build_arm(arm, scope)
+        cost = measure(backbone, shape, batch, moments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if not arm.optional:
+            raise
+        return Row(arm.name, arm.group, note=str(error).strip().splitlines()[0])
+    whole = None if rest is None else rest + cost.params
+    synthesis = synthesis_flops(backbone) if arm.synthesis else None
+    return Row(arm.name, arm.group, cost, model_params=whole, synthesis_flops=synthesis)
 
 
 def params_outside(model, path, scope=None):
@@ -516,7 +515,7 @@ def table(rows, title='', optimizer='SGD with momentum'):
     """Text with absolute counts, counts relative to E2E, and the shares of the possible saving kept.
 
     Args:
-        rows (list[Row]): From :func:`compare`.
+        rows (list[Row]): From :func:`count`.
         title (str): What is compared, for instance the config's name.
         optimizer (str): The optimizer that the state is counted for.
 
@@ -590,7 +589,7 @@ def plot(rows, path):
     """Draw parameters, train FLOPs and activation bytes relative to E2E, one group of bars for every arm.
 
     Args:
-        rows (list[Row]): From :func:`compare`; the first group is drawn.
+        rows (list[Row]): From :func:`count`; the first group is drawn.
         path (str): The picture to write.
     """
     from matplotlib.figure import Figure

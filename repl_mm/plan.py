@@ -11,7 +11,7 @@ from .fusion import TRANSFORMS
 
 MODES = ('fuse', 'remove', 'share', 'own')
 OPERATORS = ('separable', 'pointwise', 'narrow', 'conv', 'full')
-DEFAULT_FUSION = dict(type='mix', groups=4)
+DEFAULT_FUSION = dict(type='mix', groups=2)
 KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'detach')
 
 

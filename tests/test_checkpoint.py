@@ -45,7 +45,7 @@ def train(cfg) -> Runner:
 
 # ---- weights-only loading -----------------------------------------------------------------------------------------
 
-PLAN = dict(every=2, mode='fuse', operator='separable', ratio=0.5, fusion=dict(type='mix', groups=4))
+PLAN = dict(every=2, mode='fuse', operator='separable', ratio=0.5, fusion=dict(type='mix', groups=2))
 ONE_CYCLE = dict(type='OneCycleLR', eta_max=1e-3, total_steps=3, by_epoch=False)
 SCHEDULERS = [
     dict(type='LinearLR', start_factor=0.5, by_epoch=False, begin=0, end=2),

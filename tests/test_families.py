@@ -55,7 +55,6 @@ BACKBONES = {
     ),
     'regnet 400mf': dict(type='RegNet', arch='regnetx_400mf'),
     'regnet 800mf': dict(type='RegNet', arch='regnetx_800mf'),
-    'regnet 1.6gf': dict(type='RegNet', arch='regnetx_1.6gf'),
     'res2net': dict(type='Res2Net', depth=50, scales=4, base_width=4, base_channels=8),
     'resnest': dict(type='ResNeSt', depth=50, base_channels=8, radix=2, reduction_factor=4),
     'mmseg r50': dict(_scope_='mmseg', **R50),
@@ -67,7 +66,7 @@ BACKBONES = {
 BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c')
 NO_FULL = ('dcn', 'resnext dcn', 'attention', 'context')
 THOROUGH = ('r18', 'r50', 'with_cp', 'dcn', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid')  # all of REPLACE
-QUICK = ('r152', 'regnet 800mf', 'regnet 1.6gf')  # big: the default only
+QUICK = ('r101', 'r152', 'regnet 800mf')  # big: the default only
 
 REPLACE = {
     'default': dict(),

@@ -112,14 +112,14 @@ def test_a_parameter_outside_the_optimizer_is_found(data_root, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.model.backbone.layer3[1].repl.late = torch.nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match=r"backbone\.layer3\.1\.repl\.late"):
+    with pytest.raises(RuntimeError, match=r'backbone\.layer3\.1\.repl\.late'):
         runner.train()
 
 
 def test_a_parameter_without_gradient_is_found(data_root, tmp_path):
     runner = Runner.from_cfg(settings(data_root, tmp_path))
     runner.model.backbone.layer3[1].repl.idle = torch.nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match=r"backbone\.layer3\.1\.repl\.idle.*never be trained"):
+    with pytest.raises(RuntimeError, match=r'backbone\.layer3\.1\.repl\.idle.*never be trained'):
         runner.train()
 
 

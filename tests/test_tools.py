@@ -110,7 +110,12 @@ class MeanError(BaseMetric):
 TOY_CONFIG = """
 custom_imports = dict(imports=['repl_mm', 'toy'])
 model = dict(type='Line')
-train_dataloader = dict(batch_size=2, dataset=dict(type='Numbers'), sampler=dict(type='DefaultSampler'), collate_fn=dict(type='default_collate'))
+train_dataloader = dict(
+    batch_size=2,
+    dataset=dict(type='Numbers'),
+    sampler=dict(type='DefaultSampler'),
+    collate_fn=dict(type='default_collate'),
+)
 val_dataloader = test_dataloader = train_dataloader
 train_cfg = dict(by_epoch=True, max_epochs=1)
 val_cfg = test_cfg = dict()
@@ -118,7 +123,7 @@ val_evaluator = test_evaluator = dict(type='MeanError')
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
 """
 
-# A RepL backbone whose loss is a mean over images, so that the share of each process is known; written for two processes
+# A RepL backbone whose loss is a mean over images, of which each process has its share
 SQUARES = """
 import torch
 from mmengine.dataset import BaseDataset
@@ -136,7 +141,7 @@ class Squares(BaseModel):
         super().__init__()
         self.backbone = MODELS.build(backbone)
 
-    def forward(self, x, mode):
+    def forward(self, x, mode, **kwargs):
         return dict(loss=self.backbone(x)[-1].square().mean())
 """
 SQUARES_CONFIG = """
@@ -395,12 +400,17 @@ def test_two_processes_train_like_one(with_cp, tmp_path):
     log = run_well('dist_train.sh', 'two.py', 2, '--work-dir', 'two', **env, PORT='29612')
     assert 'Distributed launcher: pytorch' in log
     assert 'GPU number: 2' in log
-    one, two = (torch.load(tmp_path / name / 'epoch_2.pth')['state_dict'] for name in ('one', 'two'))
+    before, one, two = (
+        torch.load(tmp_path / name, weights_only=False)['state_dict']
+        for name in ('one/epoch_1.pth', 'one/epoch_2.pth', 'two/epoch_2.pth')
+    )
     assert one.keys() == two.keys()
     for key in one:
         torch.testing.assert_close(
             one[key], two[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f'{key}: {text}'
         )
+    moved = max((one[key].float() - before[key].float()).abs().max() for key in one)
+    assert moved > 1e-3
 
 
 @pytest.mark.slow

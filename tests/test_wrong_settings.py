@@ -132,7 +132,7 @@ def test_nothing_is_half_done(case):
         apply_repl(backbone, **replace)
     after, text_after = snapshot(backbone)
     assert text == text_after and plan_of(backbone) is None
-    assert weights.keys() == after.keys() and all(torch.equal(weights[key], after[key]) for key in weights)
+    torch.testing.assert_close(after, weights, rtol=0, atol=0, equal_nan=True)  # Trident's weights are uninitialized
 
 
 def test_applied_twice():

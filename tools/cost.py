@@ -8,12 +8,15 @@ The counts need no data, no weights and no GPU. A stock config is compared with 
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import statistics
 import sys
 import time
 import warnings
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from _common import read_config, stop
@@ -35,6 +38,7 @@ def parse_args(args=None):
     parser.add_argument('--modes', nargs='+', choices=['fuse', 'remove', 'share', 'own'], help='modes beside E2E')
     parser.add_argument('--operators', nargs='+', default=[], help='further operators to compare')
     parser.add_argument('--frozen-stages', type=int, nargs='*', default=[-1, 1], help='further settings to compare')
+    parser.add_argument('--jobs', type=int, default=2, help='processes that count (where the system can fork)')
     parser.add_argument('--json', metavar='OUT', help='write all counts to this file')
     parser.add_argument('--plot', metavar='OUT', help='draw the relative costs into this picture')
     parser.add_argument(
@@ -147,7 +151,7 @@ def time_table(results, title):
     return grid
 
 
-def count(args, cfg):
+def count_arms(args, cfg):
     """Count all arms of a config: the arms, their rows, and the optimizer's name."""
     scope = cfg.get('default_scope')
     path, backbone = cost.find_backbone(cfg.model)
@@ -158,8 +162,15 @@ def count(args, cfg):
     except Exception as error:  # any model of any package: the backbone's cost does not hang on it
         rest = None
         print(f'the whole model was not built, only its backbone: {error}')
-    counted = cost.compare(arms, scope, args.shape, args.batch, moments, rest)
-    return arms, list(track_iter_progress((counted, len(arms)), file=sys.stderr)), optimizer
+    one = partial(cost.count, scope=scope, shape=args.shape, batch=args.batch, moments=moments, rest=rest)
+    with ExitStack() as stack:
+        run = map
+        if args.jobs > 1 and 'fork' in multiprocessing.get_all_start_methods():
+            # one thread each: the OpenMP threads of a process do not survive a fork, and fake tensors need none
+            context = multiprocessing.get_context('fork')
+            run = stack.enter_context(context.Pool(args.jobs, torch.set_num_threads, (1,))).imap
+        rows = list(track_iter_progress((run(one, arms), len(arms)), file=sys.stderr))
+    return arms, rows, optimizer
 
 
 def main(args=None):
@@ -168,7 +179,7 @@ def main(args=None):
     cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     try:
-        arms, rows, optimizer = count(args, cfg)
+        arms, rows, optimizer = count_arms(args, cfg)
     except (RuntimeError, ValueError) as error:
         print(file=sys.stderr)  # behind the progress
         stop(' '.join(str(error).split()))

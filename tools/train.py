@@ -14,7 +14,12 @@ from _common import (
 
 def parse_args():
     parser = make_parser(__doc__)
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision; on a CPU in bfloat16, for one-stage detectors (mmcv has NMS and RoIAlign in '
+        'float32 only there)',
+    )
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size, by auto_scale_lr'
     )

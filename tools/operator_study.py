@@ -1,0 +1,176 @@
+"""How well can each computing layer stand in for the block that it replaces? Measured on real pretrained weights.
+
+Blocks 1 and 3 of every stage of a CIFAR-10 ResNet-32 are replaced. The computing layers' own parameters are fitted, one
+layer after the other, to the output of the replaced block on a few hundred unlabelled training images; nothing else is
+trained. What remains of the test accuracy says how rich operator and transformation are::
+
+    python tools/operator_study.py --cifar data/cifar-10-batches-py --weights resnet32-d509ac18.th
+
+reads the official python batches of CIFAR-10 and the weights of the public PyTorch CIFAR ResNets (keys ``state_dict``,
+``module.*``). The table is docs/operators.md.
+"""
+
+import argparse
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import nn
+
+import repl_mm
+
+SLOTS = [(stage, index) for stage in range(3) for index in (1, 3)]
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+
+
+def mix(groups):
+    return dict(type='mix', groups=groups)
+
+
+ARMS = {
+    'separable, mix': dict(fusion=mix(1)),
+    'separable, mix in 2 groups': dict(fusion=mix(2)),
+    'separable, mix in 4 groups': dict(fusion=mix(4)),
+    'separable, lowrank 8': dict(fusion=dict(type='lowrank', rank=8)),
+    'separable, channel': dict(fusion='channel'),
+    'separable, scalar': dict(fusion='scalar'),
+    'separable, own': dict(mode='own'),
+    'separable, share': dict(mode='share'),
+    'pointwise, mix': dict(operator='pointwise', fusion=mix(1)),
+    'narrow, mix': dict(operator='narrow', fusion=mix(1)),
+    'conv, mix': dict(operator='conv', fusion=mix(1)),
+    'conv, own': dict(operator='conv', mode='own'),
+}
+
+
+class BasicBlock(nn.Module):
+    """Residual block with a parameter-free shortcut: every second position, zeros for new channels."""
+
+    def __init__(self, inplanes, planes, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.stride = stride
+        self.new = (planes - inplanes) // 2
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.stride > 1:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.new, self.new))
+        return F.relu(out + x)
+
+
+class ResNet(nn.Module):
+    """ResNet-32 for 32x32 images: three stages of five blocks, 16, 32 and 64 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        for stage, (inplanes, planes) in enumerate([(16, 16), (16, 32), (32, 64)]):
+            first = BasicBlock(inplanes, planes, 2 if stage else 1)
+            blocks = [BasicBlock(planes, planes, 1) for _ in range(4)]
+            self.add_module(f'layer{stage + 1}', nn.Sequential(first, *blocks))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.linear(self.before(x, 3, 0).mean((2, 3)))
+
+    def before(self, x, stage, index):
+        """The input of a block."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        for earlier in range(stage):
+            x = getattr(self, f'layer{earlier + 1}')(x)
+        for block in range(index):
+            x = getattr(self, f'layer{stage + 1}')[block](x)
+        return x
+
+
+def load(folder, name):
+    """Normalized images (N, 3, 32, 32) and labels of one official batch file."""
+    path = Path(folder) / name
+    if not path.is_file():
+        raise SystemExit(f"operator_study: '{path}' not found; expected the python batches of CIFAR-10 there")
+    with path.open('rb') as file:
+        batch = pickle.load(file, encoding='bytes')
+    images = torch.from_numpy(batch[b'data']).view(-1, 3, 32, 32).float() / 255
+    return (images - MEAN) / STD, torch.tensor(batch[b'labels'])
+
+
+@torch.no_grad()
+def accuracy(net, images, labels):
+    return sum(
+        int((net(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
+    ) / len(labels)
+
+
+def fit(net, stock, images, steps):
+    """Fit every computing layer, in order, to the block that it replaces; returns the mean relative error.
+
+    The error is that of the layer's output, relative to leaving the block out.
+    """
+    errors = []
+    for stage, index in SLOTS:
+        layer = getattr(net, f'layer{stage + 1}')[index]
+        with torch.no_grad():
+            x = net.before(images, stage, index)
+            target = stock.before(images, stage, index + 1)
+        optimizer = torch.optim.Adam(layer.repl.parameters(), lr=0.006)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            chosen = torch.randint(0, len(x), (48,))
+            loss = F.mse_loss(layer(x[chosen]), target[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            errors.append(float(F.mse_loss(layer(x), target) / F.mse_loss(x, target)))
+    return sum(errors) / len(errors)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--cifar', required=True, help='folder of the official python batches')
+    parser.add_argument('--weights', required=True, help='weights of the CIFAR-10 ResNet-32')
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), help='default: all')
+    parser.add_argument('--images', type=int, default=512, help='unlabelled images to fit on (default: 512)')
+    parser.add_argument('--test-images', type=int, default=2500, help='test images, at most 10000 (default: 2500)')
+    parser.add_argument('--steps', type=int, default=150, help='steps per block (default: 150)')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    state = torch.load(args.weights, map_location='cpu', weights_only=True)['state_dict']
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    torch.manual_seed(args.seed)
+    images = load(args.cifar, 'data_batch_1')[0]
+    images = images[torch.randperm(len(images))[: args.images]]
+    test = [part[: args.test_images] for part in load(args.cifar, 'test_batch')]
+
+    def network(replace=None):
+        net = ResNet()
+        net.load_state_dict(state)
+        if replace is not None:
+            repl_mm.apply_repl(net, slots=SLOTS, **replace)
+        return net.eval()
+
+    stock = network()
+    removed = network(dict(mode='remove'))
+    print(f'E2E {accuracy(stock, *test):.4f}, blocks removed {accuracy(removed, *test):.4f}')
+    print('| operator, transformation | test accuracy | error | new parameters |\n|---|---:|---:|---:|')
+    lines = []
+    for arm in track(args.arms, description='arms'):
+        torch.manual_seed(args.seed)
+        net = network(ARMS[arm])
+        error = fit(net, stock, images, args.steps)
+        new = sum(p.numel() for name, p in net.named_parameters() if '.repl.' in name)
+        lines.append(f'| {arm} | {accuracy(net, *test):.1%} | {error:.2f} | {new} |')
+    print('\n'.join(lines))
+
+
+if __name__ == '__main__':
+    main()
