@@ -276,6 +276,26 @@ def test_prefixed_type_and_scopes():
     assert type(build(V1C, type='RepLResNetV1c')).__module__.startswith('mmseg')  # mmdet has none
 
 
+def test_subclass_of_a_served_backbone():
+    from mmdet.models import ResNet
+
+    class MyResNet(ResNet):
+        """A user's own backbone."""
+
+    backbone = MyResNet(18, base_channels=8)
+    assert apply_repl(backbone).backbone == 'MyResNet' and type(backbone) is MyResNet
+
+
+@pytest.mark.parametrize('operator', ['separable', 'pointwise', 'narrow'])
+def test_initialization_from_scratch_leaves_the_computing_layers_alone(operator):
+    """mm's ``init_weights`` goes by the type of a layer; the start of a computing layer is its own."""
+    backbone = build_repl('r50', dict(operator=operator))
+    before = {key: p.clone() for key, p in backbone.named_parameters() if '.repl.' in key}
+    backbone.init_weights()
+    assert all(torch.equal(backbone.get_parameter(key), value) for key, value in before.items())
+    assert all(out.isfinite().all() for out in backbone(images()))
+
+
 # ---- near the network without the blocks ----
 
 

@@ -7,6 +7,7 @@ Between the arms nothing but the backbone's config words changes::
     e2e       the stock backbone, no block replaced
     fuse      RepL; share, own, remove: the same slots with that `mode`
     full      fused weights in the structure of the replaced block (`mode='fuse', operator='full'`)
+    detach    RepL without gradient to the neighbours through the computing layers (`mode='fuse', detach=True`)
 
 Every run is an ordinary `tools/train.py` run in OUT/<arm>/seed_<seed>. Started again, the command skips what is
 finished and resumes what was cut off. It writes OUT/compare.json, OUT/compare.md and OUT/compare.png.
@@ -41,6 +42,7 @@ ARMS = {
     'share': dict(mode='share'),
     'own': dict(mode='own'),
     'full': dict(mode='fuse', operator='full'),
+    'detach': dict(mode='fuse', detach=True),
 }
 METRICS = ('coco/bbox_mAP', 'mIoU', 'accuracy/top1')
 TRAIN = Path(__file__).with_name('train.py')

@@ -1,8 +1,8 @@
 """How well can each computing layer stand in for the block that it replaces? Measured on real pretrained weights.
 
-Blocks 1 and 3 of every stage of a CIFAR-10 ResNet-32 are replaced. The computing layers' own parameters are fitted, one
-layer after the other, to the output of the replaced block on a few hundred unlabelled training images; nothing else is
-trained. What remains of the test accuracy says how rich operator and transformation are::
+Blocks 1 and 3 of every stage of a CIFAR-10 ResNet-32 are replaced. The computing layers' own parameters are fitted,
+one layer after the other, to the output of the replaced block on a few hundred unlabelled training images; nothing
+else is trained. What remains of the test accuracy says how rich operator and transformation are::
 
     python tools/operator_study.py --cifar data/cifar-10-batches-py --weights resnet32-d509ac18.th
 

@@ -1,0 +1,280 @@
+"""A detector with RepL in mmengine's Runner: what a user's config may switch on, and what a crash may not cost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import _common
+import pytest
+import torch
+from mmdet.models import ResNet
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.runner import Runner
+from small import REPO, build_backbone, detector_config, images, loss_of
+
+import repl_mm
+from repl_mm.checkpoint import PLAN_KEY, encode_plan
+
+EMA = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=1, update_buffers=True)
+
+
+@HOOKS.register_module(force=True)
+class Witness(Hook):
+    """Keeps the state before training, and what was folded in the last validation."""
+
+    priority = 'LOWEST'
+    start: dict = {}
+    folded: dict = {}
+
+    def before_train(self, runner) -> None:
+        self.start.clear()
+        self.start.update({key: value.clone() for key, value in runner.model.state_dict().items()})
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None) -> None:
+        for name, layer in repl_mm.computing_layers(runner.model):
+            self.folded[name] = [[part.detach().clone() for part in pair] for pair in layer._folded]
+
+
+def keep_predictions(cfg, path) -> None:
+    """Make the network, however untrained, predict boxes, and the evaluators write them to ``path``.bbox.json."""
+    cfg.model.test_cfg.update(score_thr=0.0, nms_pre=20, max_per_img=10)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.outfile_prefix = str(path)
+
+
+def predictions(path) -> list[dict]:
+    return json.loads(Path(f'{path}.bbox.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def trained(mini_coco, tmp_path_factory) -> Runner:
+    """A finished run with EMA, validation and checkpoints."""
+    folder = tmp_path_factory.mktemp('trained')
+    cfg = detector_config(mini_coco, folder)
+    keep_predictions(cfg, folder / 'val')
+    cfg.custom_hooks += [EMA, dict(type='Witness')]
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def test_a_run_trains_evaluates_and_saves(trained):
+    folder = Path(trained.work_dir)
+    scalars = [json.loads(line) for line in next(folder.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    assert [line['step'] for line in scalars if 'coco/bbox_mAP' in line] == [1, 2]
+    assert (folder / 'last_checkpoint').read_text() == str(folder / 'epoch_2.pth')
+    assert trained.message_hub.get_scalar('train/loss').current() > 0
+    assert trained.iter == 6
+
+
+def test_frozen_stages_and_norm_eval_keep_what_they_promise(trained):
+    for name, value in trained.model.backbone.state_dict().items():
+        changed = not torch.equal(value, Witness.start[f'backbone.{name}'])
+        frozen = name.startswith(('conv1.', 'bn1.', 'layer1.'))
+        statistic = name.endswith(('running_mean', 'running_var', 'num_batches_tracked')) or name == PLAN_KEY
+        assert changed != (frozen or statistic), name
+
+
+def test_the_average_keeps_the_plan_and_is_what_validation_folds(trained, mini_coco, tmp_path):
+    checkpoint = torch.load(Path(trained.work_dir) / 'epoch_2.pth')
+    plan = encode_plan(repl_mm.plan_of(trained.model.backbone))
+    for key, state in ((f'module.backbone.{PLAN_KEY}', 'ema_state_dict'), (f'backbone.{PLAN_KEY}', 'state_dict')):
+        assert checkpoint[state][key].dtype == torch.uint8
+        torch.testing.assert_close(checkpoint[state][key], plan)
+
+    name, layer = next(repl_mm.computing_layers(trained.model))
+    live = layer.synthesize()
+    assert all(layer._folded is None for _, layer in repl_mm.computing_layers(trained.model))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(detector_config(mini_coco, tmp_path).model)
+    model.load_state_dict(checkpoint['state_dict'])  # of the averaged model
+    layers = dict(repl_mm.computing_layers(model))
+    assert Witness.folded.keys() == layers.keys()
+    for key, folded in Witness.folded.items():
+        torch.testing.assert_close(folded, [list(pair) for pair in layers[key].synthesize()])
+    assert not torch.equal(live[0][0], Witness.folded[name][0][0])
+
+
+def test_testing_a_checkpoint_predicts_what_validation_predicted(trained, mini_coco, tmp_path):
+    cfg = detector_config(mini_coco, tmp_path)
+    keep_predictions(cfg, tmp_path / 'test')
+    cfg.load_from = str(Path(trained.work_dir) / 'epoch_2.pth')
+    Runner.from_cfg(cfg).test()
+    found, wanted = predictions(tmp_path / 'test'), predictions(Path(trained.work_dir) / 'val')
+    assert len(found) == len(wanted) == 40
+    for box, other in zip(found, wanted, strict=True):
+        assert box['image_id'] == other['image_id'] and box['category_id'] == other['category_id']
+        assert box['bbox'] == pytest.approx(other['bbox'], abs=1e-2)
+        assert box['score'] == pytest.approx(other['score'], abs=1e-4)
+
+
+# ---- precision, accumulation, parameter groups --------------------------------------------------------------------
+
+
+def test_amp_on_the_cpu(mini_coco, tmp_path):
+    """mmengine's AmpOptimWrapper refuses the CPU; the tools' one works with any Runner."""
+    cfg = detector_config(mini_coco, tmp_path)
+    cfg.train_cfg.max_epochs = 1
+    _common.enable_amp(cfg)
+    runner = Runner.from_cfg(cfg)
+    seen = []
+    layer = next(layer for _, layer in repl_mm.computing_layers(runner.model))
+    layer.register_forward_hook(lambda module, inputs, output: seen.append((module.training, output.dtype)))
+    runner.train()
+    assert seen.count((True, torch.bfloat16)) == 3 and (False, torch.float32) in seen
+    assert torch.isfinite(torch.tensor(runner.message_hub.get_scalar('train/loss').data[0])).all()
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in runner.model.parameters())
+
+
+@pytest.mark.parametrize('name', ['basic', 'full', 'detach'])
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_accumulated_gradients_are_those_of_the_whole_batch(name, with_cp):
+    batch = images(4)
+    states = []
+    for counts in (1, 2):
+        backbone = build_backbone(name, with_cp=with_cp)
+        wrapper = OptimWrapper(torch.optim.SGD(backbone.parameters(), lr=0.5), accumulative_counts=counts)
+        wrapper.initialize_count_status(backbone, 0, 3 * counts)
+        for part in [part for _ in range(3) for part in batch.chunk(counts)]:
+            with wrapper.optim_context(backbone):
+                loss = loss_of(backbone(part))
+            wrapper.update_params(loss)
+        states.append(dict(backbone.named_parameters()))
+    torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-5)
+
+
+def repl_names(model) -> set[str]:
+    """Names of the computing layers' parameters, found through the modules and not through the names."""
+    inside = {id(p) for _, layer in repl_mm.computing_layers(model) for p in layer.parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in inside}
+
+
+@pytest.mark.parametrize('replace', [dict(), dict(operator='full'), dict(fusion='lowrank'), dict(mode='own')])
+def test_custom_keys_reach_exactly_the_computing_layers(replace, mini_coco, tmp_path):
+    cfg = detector_config(mini_coco, tmp_path, replace=replace)
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={'.repl.': dict(lr_mult=0.1, decay_mult=0.0)})
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+        groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    lr, decay = cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay
+    names = {id(p): name for name, p in model.named_parameters()}
+    settings = {names[id(group['params'][0])]: (group['lr'], group['weight_decay']) for group in groups}
+    special = {name for name in settings if settings[name] == (pytest.approx(0.1 * lr), 0.0)}
+    assert special == repl_names(model) and special
+    assert {settings[name] for name in settings.keys() - special} == {(lr, decay)}
+
+
+def test_no_parameter_is_a_scalar():
+    """0-d parameters would get weight decay that is meant for matrices, and FSDP refuses them."""
+    for fusion in ('scalar', 'channel', 'mix', 'lowrank'):
+        backbone = build_backbone('basic', replace=dict(fusion=fusion))
+        assert all(p.dim() > 0 for p in backbone.parameters())
+
+
+def test_layer_decay_sees_a_stock_backbone(mini_coco, tmp_path):
+    """mmdet's constructor dispatches on the class of the backbone; it has no ResNet, with RepL or without."""
+    constructor = 'mmdet.LearningRateDecayOptimizerConstructor'
+    for type_ in ('RepLResNet', 'ResNet'):
+        cfg = detector_config(mini_coco, tmp_path, type=type_)
+        if type_ == 'ResNet':
+            cfg.model.backbone.pop('replace')
+        wrapper = dict(
+            type='OptimWrapper',
+            constructor=constructor,
+            optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+            paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6),
+        )
+        with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(NotImplementedError):
+            build_optim_wrapper(MODELS.build(cfg.model), wrapper)
+
+
+# ---- killed and resumed -------------------------------------------------------------------------------------------
+
+
+def by_epoch(cfg) -> str:
+    """A checkpoint every epoch: what came after the last one is trained again."""
+    return 'epoch_2.pth'
+
+
+def by_iteration(cfg) -> str:
+    """A checkpoint every 2 steps: the dataloader is wound forward to it."""
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=6, val_interval=6)
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    cfg.train_dataloader.batch_sampler = None
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2)
+    cfg.log_processor = dict(by_epoch=False)
+    return 'iter_6.pth'
+
+
+@pytest.mark.parametrize('how', [by_epoch, by_iteration])
+def test_a_killed_run_resumes_as_if_nothing_had_happened(how, mini_coco, tmp_path):
+    """Shuffling goes on as well: the samplers' order depends on the seed and the epoch, or on the step."""
+
+    def settings(name):
+        cfg = detector_config(mini_coco, tmp_path / name)
+        cfg.custom_hooks.append(EMA)
+        return cfg, how(cfg)
+
+    cfg, last = settings('whole')
+    Runner.from_cfg(cfg).train()
+
+    cfg, _ = settings('killed')
+    cfg.custom_imports.imports.append('kill_hook')
+    cfg.custom_hooks.append(dict(type='KillHook', step=5))
+    cfg.dump(tmp_path / 'config.py')
+    done = subprocess.run(
+        [sys.executable, str(REPO / 'tools' / 'train.py'), str(tmp_path / 'config.py')],
+        env={**os.environ, 'PYTHONPATH': f'{REPO}{os.pathsep}{REPO / "tests"}'},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout[-2000:] + done.stderr[-2000:]
+    assert not (tmp_path / 'killed' / last).exists()
+
+    cfg, _ = settings('killed')
+    cfg.resume = True
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 6
+
+    whole, resumed = (torch.load(tmp_path / name / last) for name in ('whole', 'killed'))
+    for part in ('state_dict', 'ema_state_dict', 'optimizer'):
+        torch.testing.assert_close(resumed[part], whole[part], rtol=1e-5, atol=1e-7)
+    assert resumed['param_schedulers'] == whole['param_schedulers']
+    assert resumed['meta']['repl_plan'] == whole['meta']['repl_plan']
+
+
+# ---- stock weights ------------------------------------------------------------------------------------------------
+
+
+def test_stock_weights_under_norm_eval_train_without_divergence(mini_coco, tmp_path):
+    torch.manual_seed(0)
+    stock = ResNet(depth=18, base_channels=16, norm_eval=False, zero_init_residual=False)
+    stock.init_weights()
+    stock.train()
+    with torch.no_grad():  # statistics that fit the weights, as a pretrained network has
+        for seed in range(30):
+            stock(images(8, seed=seed))
+    torch.save(stock.state_dict(), tmp_path / 'stock.pth')
+
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'stock.pth'))
+    cfg = detector_config(mini_coco, tmp_path, base_channels=16, replace=dict(), init_cfg=init_cfg)
+    cfg.model.neck.in_channels = [16, 32, 64, 128]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        wrapper = build_optim_wrapper(
+            model, dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9), clip_grad=dict(max_norm=35))
+        )
+        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+        model.train()
+        losses = [model.train_step(batch, wrapper)['loss'].item() for _ in range(20)]
+    assert repl_mm.plan_of(model.backbone) is not None
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert max(losses) < 1.5 * losses[0] and losses[-1] < 0.8 * losses[0], losses
