@@ -9,6 +9,7 @@ block. It holds its neighbours in a plain tuple: they are not its children, so t
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
 
 from .fusion import Synthesis
@@ -23,6 +24,14 @@ class ComputingLayer(nn.Module):
     def synthesize(self) -> tuple:
         """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
         return ()
+
+    def as_leaf(self, x):
+        """The call of this layer as one node of a torch.fx graph.
+
+        mmengine's ``efficient_conv_bn_eval`` traces a backbone to find its convolutions with norms; what is inside a
+        computing layer is not for it.
+        """
+        return x.tracer.create_proxy('call_module', x.tracer.path_of_module(self), (x,), {})
 
 
 class Synthesizing(nn.Module):
@@ -103,6 +112,8 @@ class ResidualSurrogate(Synthesizing, ComputingLayer):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return self.as_leaf(x)
         return F.relu_(x + recomputed(self.branch, x))
 
 
@@ -150,6 +161,8 @@ class FullSurrogate(ComputingLayer):
         self.repl = block
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if isinstance(x, Proxy):
+            return self.as_leaf(x)
         return self.repl(x, *args, **kwargs)
 
     def synthesize(self) -> tuple:

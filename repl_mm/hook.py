@@ -83,8 +83,10 @@ class RepLHook(Hook):
 
         for name, backbone in backbones:
             try:
+                moments = cost.optimizer_moments(runner.cfg)[0]
                 stock = cost.build(cost.stock(_node(runner.cfg.model, name)))
-                text = cost.report(cost.measure(stock, self.shape), cost.measure(backbone, self.shape))
+                before, after = (cost.measure(b, self.shape, moments=moments) for b in (stock, backbone))
+                text = cost.report(before, after)
             except (RuntimeError, ValueError, KeyError) as error:  # never a reason not to train
                 text = f'no costs: {error}'
             runner.logger.info(f'{name}, one training step of 2 images of {self.shape[0]}x{self.shape[1]}:\n{text}')

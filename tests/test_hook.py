@@ -111,15 +111,15 @@ def test_a_parameter_outside_the_optimizer_is_found(data_root, tmp_path):
     cfg = settings(data_root, tmp_path)
     runner = Runner.from_cfg(cfg)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.model.backbone.layer3[1].repl.late = torch.nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match=r'backbone\.layer3\.1\.repl\.late'):
+    runner.model.backbone.layer3[1].late = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match=r'backbone\.layer3\.1\.late'):
         runner.train()
 
 
 def test_a_parameter_without_gradient_is_found(data_root, tmp_path):
     runner = Runner.from_cfg(settings(data_root, tmp_path))
-    runner.model.backbone.layer3[1].repl.idle = torch.nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match=r'backbone\.layer3\.1\.repl\.idle.*never be trained'):
+    runner.model.backbone.layer3[1].idle = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match=r'backbone\.layer3\.1\.idle.*never be trained'):
         runner.train()
 
 
