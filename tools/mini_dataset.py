@@ -28,9 +28,9 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from rich.progress import track
 
-CLASSES = ('circle', 'square', 'triangle', 'star', 'ring', 'cross')
+CLASSES = ('square', 'triangle', 'star', 'ring')
 STAMP = 'mini_dataset.json'
-VERSION = 1  # raise when a change of the drawing code changes the pictures
+VERSION = 2  # raise when a change of the drawing code changes the pictures
 
 _SUBPIXEL = 4  # fractional bits of the coordinates that cv2.fillPoly takes
 _OCCLUDED = 255  # in the instance map while drawing: taken by clutter in front of everything
@@ -51,8 +51,6 @@ def outline(name):
     Returns:
         list[np.ndarray]: Closed contours (n, 2) as (x, y); a second contour is a hole.
     """
-    if name == 'circle':
-        return [_regular(48)]
     if name == 'ring':
         return [_regular(48), _regular(48, radius=0.55)]
     if name == 'square':
@@ -64,11 +62,6 @@ def outline(name):
         points[0::2] = _regular(5, radius=1.2)
         points[1::2] = _regular(5, radius=0.5, phase=math.pi / 5)
         return [points]
-    if name == 'cross':
-        a, b = 0.36, 1.05
-        x = [a, b, b, a, a, -a, -a, -b, -b, -a, -a, a]
-        y = [a, a, -a, -a, -b, -b, -a, -a, a, a, b, b]
-        return [np.stack([x, y], axis=1).astype(float)]
     raise ValueError(f"unknown shape '{name}', valid are {', '.join(CLASSES)}")
 
 
