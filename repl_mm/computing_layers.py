@@ -160,6 +160,11 @@ class FullSurrogate(ComputingLayer):
         super().__init__()
         self.repl = block
 
+    def init_weights(self) -> None:
+        """Initialize as the stock block does, ``zero_init_residual`` included; mmengine calls it from scratch only."""
+        if hasattr(self.repl, 'init_weights'):
+            self.repl.init_weights()
+
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if isinstance(x, Proxy):
             return self.as_leaf(x)

@@ -431,3 +431,15 @@ def test_import_loads_neither_package(tmp_path):
         "import repl_mm, sys; print({'mmdet', 'mmseg', 'mmpretrain', 'mmcv'} & {m.split('.')[0] for m in sys.modules})"
     )
     assert python(code, tmp_path) == ('set()\n', '')
+
+
+@pytest.mark.parametrize('zero_init_residual', [True, False])
+def test_full_operators_start_as_the_stock_block_does(zero_init_residual):
+    settings = dict(type='ResNet', depth=50, base_channels=8, zero_init_residual=zero_init_residual)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        backbone = MODELS.build(settings)
+    apply_repl(backbone, operator='full')
+    backbone.init_weights()
+    starts = {float(backbone.layer3[i].bn3.weight.mean()) for i in (2, 4)}
+    starts |= {float(backbone.layer3[i].repl.bn3.weight.mean()) for i in (1, 3)}
+    assert starts == {0.0 if zero_init_residual else 1.0}
