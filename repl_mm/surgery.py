@@ -42,7 +42,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
 
     Raises:
         PlanError: A setting is not valid, the backbone is not supported or was changed already. The backbone is
-            unchanged then, unless the message comes from an operator that its blocks do not have.
+            unchanged then.
 
     Example:
         >>> backbone = mmdet.models.ResNet(depth=50)

@@ -443,3 +443,14 @@ def test_full_operators_start_as_the_stock_block_does(zero_init_residual):
     starts = {float(backbone.layer3[i].bn3.weight.mean()) for i in (2, 4)}
     starts |= {float(backbone.layer3[i].repl.bn3.weight.mean()) for i in (1, 3)}
     assert starts == {0.0 if zero_init_residual else 1.0}
+
+
+def test_the_core_serves_residual_networks_outside_of_mm():
+    """Stages ``layer1`` .., blocks with ``conv1``, ``conv2``: all that the family needs."""
+    from operator_study import SLOTS, ResNet
+
+    for replace in (dict(), dict(operator='conv'), dict(operator='full'), dict(mode='remove')):
+        net = ResNet()
+        plan = apply_repl(net, slots=SLOTS, **replace)
+        assert plan.depths == (5, 5, 5)
+        assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)

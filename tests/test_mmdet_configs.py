@@ -60,7 +60,7 @@ def test_all_shipped_configs():
     report = walk_configs.walk('mmdet')
     print(walk_configs.summary(report))
     assert (report['configs'], report['with_backbone']) == (823, 793)
-    # 6 configs need mmpretrain's registry to be read at all, 3 name a base that the wheel does not have
+    # 5 configs need mmpretrain's registry to be read at all, 4 name a base that the wheel does not have
     assert len(report['unreadable']) == 9
 
     failures = [result for result in report['results'] if result['status'] == 'fails']

@@ -134,6 +134,7 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     norms = [m for m in block.modules() if hasattr(m, 'running_mean') or isinstance(m, nn.GroupNorm)]
     for norm in norms:
         norm.reset_parameters()
-    nn.init.constant_((block.norm3 if hasattr(block, 'conv3') else block.norm2).weight, 0.1)
+    last = ('norm3', 'bn3') if hasattr(block, 'conv3') else ('norm2', 'bn2')  # mm's property, torchvision's name
+    nn.init.constant_(next(getattr(block, name) for name in last if hasattr(block, name)).weight, 0.1)
     make_non_reentrant(block)  # the recomputation must not re-enter autograd through the borrowed weights
     return FullSurrogate(block)
