@@ -108,6 +108,7 @@ folder.mkdir(parents=True)
 start = 1 if first else 3
 lines = [dict(loss=1.0, time=0.1 * i, data_time=0.0, epoch=1, iter=i, step=i) for i in range(start, start + 2)]
 lines.append({'coco/bbox_mAP': 0.01 * seed + (0 if first else 0.5), 'data_time': 0.1, 'time': 9.0, 'step': 1})
+lines.append({'repl/backbone.layer1.1/gain': 1.0, 'step': 2})
 (folder / 'scalars.json').write_text('\\n'.join(json.dumps(line) for line in lines))
 print('threads', os.environ['OMP_NUM_THREADS'], 'eta: 1 day, 0:01:40')
 sys.exit(seed == 13 or (seed == 7 and first))

@@ -137,10 +137,12 @@ def read_scalars(work_dir):
         work_dir (str | Path): Work dir of the run.
 
     Returns:
-        list[dict]: Training records (they have a ``loss``) and validation records (they have metrics).
+        list[dict]: Training records (they have a ``loss``) and validation records (they have metrics). What the RepL
+        hook logs of the fusion coefficients is left out.
     """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [record for record in records if not any(key.startswith('repl/') for key in record)]
 
 
 def run_result(work_dir):

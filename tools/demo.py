@@ -177,7 +177,7 @@ def draw_curves(work_dir, path):
     for record in records:
         if 'loss' in record:
             step = record['step']
-        else:
+        elif 'coco/bbox_mAP' in record:  # not there as long as the detector finds nothing
             points.append((step, record))
     for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50'):
         right.plot([step for step, _ in points], [record[key] for _, record in points], 'o-', label=key)
