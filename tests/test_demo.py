@@ -63,13 +63,15 @@ def test_metric_is_the_first_known_one_or_the_wanted():
 def test_arms_differ_in_the_backbones_words_only():
     cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_r34_repl_bccd.py')
     assert cfg.model.backbone.type == 'RepLResNet'
+    words = {mode: dict(mode=mode) for mode in ('fuse', 'remove', 'share', 'own')}
+    words.update(e2e=None, full=dict(mode='fuse', operator='full'), detach=dict(mode='fuse', detach=True))
+    assert set(words) == set(compare.ARMS)
     for arm in compare.ARMS:
         other = compare.arm_config(cfg, arm).to_dict()
         backbone = other['model']['backbone']
         assert backbone.pop('type') == ('ResNet' if arm == 'e2e' else 'RepLResNet')
         replace = backbone.pop('replace', None)
-        expected = dict(full=dict(mode='fuse', operator='full'), e2e=None).get(arm, dict(mode=arm))
-        assert replace == expected
+        assert replace == words[arm]
         same = cfg.to_dict()
         for key in ('type', 'replace'):
             del same['model']['backbone'][key]

@@ -10,6 +10,7 @@ import mini_dataset
 import numpy as np
 import pytest
 import voc_to_coco
+from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 
 ROOT = Path(__file__).parents[1]
@@ -141,17 +142,15 @@ def test_annotations_agree_with_the_scenes_pixel_by_pixel(coco_dir, split):
 
 def test_mmdet_reads_boxes_and_masks(coco_dir):
     mmdet_datasets = pytest.importorskip('mmdet.datasets')
-    pipeline = [
-        dict(type='mmdet.LoadImageFromFile'),
-        dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
-    ]
-    dataset = mmdet_datasets.CocoDataset(
-        data_root=str(coco_dir),
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        metainfo=dict(classes=mini_dataset.CLASSES),
-        pipeline=pipeline,
-    )
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = mmdet_datasets.CocoDataset(
+            data_root=str(coco_dir),
+            ann_file='annotations/instances_val.json',
+            data_prefix=dict(img='val/'),
+            metainfo=dict(classes=mini_dataset.CLASSES),
+            pipeline=pipeline,
+        )
     assert len(dataset) == 4
     _, instances, labels = list(mini_dataset.scenes('val', 4, (64, 96), seed=3))[2]
     item = dataset[2]
