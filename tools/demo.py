@@ -108,6 +108,7 @@ def draw_boxes(axes, image, boxes, labels, classes, scores=None):
         scores (Sequence[float], optional): (n,) scores, written behind the names. Defaults to None.
     """
     axes.imshow(image)
+    axes.autoscale(False)
     axes.set_axis_off()
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         x1, y1, x2, y2 = map(float, box)
@@ -115,7 +116,7 @@ def draw_boxes(axes, image, boxes, labels, classes, scores=None):
         text = classes[int(label)] + (f' {scores[i]:.2f}' if scores is not None else '')
         axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linewidth=1.5)
         style = dict(facecolor=color, edgecolor='none', pad=0.8, alpha=0.8)
-        axes.text(x1, y1, text, color='white', fontsize=6, va='bottom', bbox=style, clip_on=True)
+        axes.text(x1 + 1, y1 + 1, text, color='white', fontsize=6, va='top', bbox=style, clip_on=True)
 
 
 def draw_predictions(config, checkpoint, path, columns=6, rows=2, score_thr=0.4):
