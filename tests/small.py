@@ -87,5 +87,6 @@ def detector_config(data_root, work_dir, **backbone) -> Config:
     cfg.param_scheduler = [dict(type='LinearLR', start_factor=0.5, by_epoch=False, begin=0, end=4)]
     cfg.custom_hooks = [dict(type='RepLHook', shape=None)]
     cfg.work_dir = str(work_dir)
+    cfg.visualizer.name = str(work_dir)  # visualizers of one name are one object, with one folder
     cfg.randomness = dict(seed=0)
     return cfg

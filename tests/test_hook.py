@@ -44,6 +44,7 @@ def settings(data_root, work_dir, replace=None, **backbone):
     cfg.param_scheduler = []
     cfg.custom_hooks = [dict(type='RepLHook', shape=(96, 96), interval=1)]
     cfg.work_dir = str(work_dir)
+    cfg.visualizer.name = str(work_dir)  # visualizers of one name are one object, with one folder
     cfg.randomness = dict(seed=0)
     return cfg
 
