@@ -74,8 +74,9 @@ def recomputed(function, *args):
 class ResidualSurrogate(Synthesizing, ComputingLayer):
     """``relu(x + branch(x))``, the branch a chain of convolutions with synthesized weights and ReLU between them.
 
-    No activation norm (it would need statistics that ``norm_eval`` never lets it learn); the synthesized weights are
-    normalized instead. Only the output is kept for backward: weights and hidden activations are recomputed.
+    No activation norm (it would need statistics that ``norm_eval`` never lets it learn): the inner weights are
+    normalized, the last one starts small. Only the output is kept for backward: weights and hidden activations are
+    recomputed.
 
     Args:
         convs (dict[str, tuple]): Per convolution, in order, its :class:`Synthesis` and the settings of
