@@ -4,33 +4,18 @@ The network has half the usual width, so that a run takes minutes on one CPU cor
 from the published dataset.
 """
 
-_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-custom_imports = dict(imports=['repl_mm'])
+_base_ = './retinanet_r50_repl_mini.py'
 
 model = dict(
-    backbone=dict(
-        type='RepLResNet',
-        replace=dict(),
-        depth=34,
-        base_channels=32,
-        frozen_stages=-1,
-        norm_eval=False,
-        init_cfg=None,
-    ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=3, add_extra_convs=False),
-    bbox_head=dict(
-        num_classes=3,
-        in_channels=64,
-        feat_channels=64,
-        stacked_convs=2,
-        norm_cfg=dict(type='GN', num_groups=8),
-        anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32]),
-    ),
+    backbone=dict(depth=34),
+    neck=dict(in_channels=[32, 64, 128, 256]),
+    bbox_head=dict(num_classes=3, anchor_generator=dict(octave_base_scale=2)),
 )
 custom_hooks = [dict(type='RepLHook')]
 
 data_root = 'data/bccd/'
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
+data_prefix = dict(img='images/')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -45,26 +30,13 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
-    batch_size=8,
     num_workers=1,
-    dataset=dict(
-        data_root=data_root,
-        ann_file='annotations/instances_train.json',
-        data_prefix=dict(img='images/'),
-        metainfo=metainfo,
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(data_root=data_root, data_prefix=data_prefix, metainfo=metainfo, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    dataset=dict(
-        data_root=data_root,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='images/'),
-        metainfo=metainfo,
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(data_root=data_root, data_prefix=data_prefix, metainfo=metainfo, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
@@ -72,13 +44,7 @@ test_evaluator = val_evaluator
 
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=4)
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0, bias_decay_mult=0),
-    clip_grad=dict(max_norm=10),
-)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.utils import digit_version
 from torch import nn
 
 from .computing_layers import ComputingLayer
@@ -39,11 +38,8 @@ def allow_mmengine_checkpoints() -> None:
 
     mmengine 0.10 stores its message hub (``HistoryBuffer`` objects with numpy arrays and methods, and the best score,
     which may be a numpy number) and all attributes of its schedulers. Exactly what is needed for that is allowed;
-    every other global in a checkpoint is still refused. Nothing is done before torch 2.6, which does not load
-    weights-only by default. Called when ``repl_mm`` is imported.
+    every other global in a checkpoint is still refused. Called when ``repl_mm`` is imported.
     """
-    if digit_version(torch.__version__) < digit_version('2.6'):
-        return
     try:
         from numpy._core.multiarray import _reconstruct, scalar
     except ImportError:  # numpy < 2
@@ -112,10 +108,10 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     places = tuple(
         f'{prefix}{name}.' for name, module in backbone.named_modules() if isinstance(module, ComputingLayer)
     )
-    dropped = [key for key in state_dict_keys if key.startswith(places)]
+    dropped = [key for key in state_dict_keys if key.startswith(places) and key not in own]
     for key in dropped:
         del state_dict[key]
-    missing = [key for key in own if key.startswith(places)]
+    missing = [key for key in own if key.startswith(places) and key not in state_dict]
     for key in [*missing, prefix + PLAN_KEY]:
         state_dict[key] = own[key]
     print_log(

@@ -16,22 +16,25 @@ from .fusion import Synthesis
 
 
 class ComputingLayer(nn.Module):
-    """Base of what stands in a slot; alone it is the identity, the control ``mode='remove'``."""
+    """Base of what stands in a slot; alone it is the identity, the control ``mode='remove'``.
+
+    Subclasses define ``compute()``.
+    """
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if isinstance(x, Proxy):
+            # mmengine's efficient_conv_bn_eval traces a backbone to find its convolutions with norms: for it, a
+            # computing layer is one node
+            return x.tracer.create_proxy('call_module', x.tracer.path_of_module(self), (x,), {})
+        return self.compute(x, *args, **kwargs)
+
+    def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """The layer's output for the preceding block's output ``x``; of the same shape."""
         return x
 
     def synthesize(self) -> tuple:
         """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
         return ()
-
-    def as_leaf(self, x):
-        """The call of this layer as one node of a torch.fx graph.
-
-        mmengine's ``efficient_conv_bn_eval`` traces a backbone to find its convolutions with norms; what is inside a
-        computing layer is not for it.
-        """
-        return x.tracer.create_proxy('call_module', x.tracer.path_of_module(self), (x,), {})
 
 
 class Synthesizing(nn.Module):
@@ -43,9 +46,13 @@ class Synthesizing(nn.Module):
     _folded: tuple | None = None
 
     def fold(self) -> None:
-        """Synthesize once and keep the result until :meth:`unfold`, ``train()`` or a load of weights."""
+        """Synthesize once, for use in eval mode until :meth:`unfold`, ``train()`` or a load of weights."""
         with torch.no_grad():
             self._folded = self.synthesize()
+
+    def weights(self) -> tuple:
+        """What ``synthesize()`` gives; the folded result in eval mode, where there is one."""
+        return (not self.training and self._folded) or self.synthesize()
 
     def unfold(self) -> None:
         """Synthesize at every forward again."""
@@ -107,14 +114,11 @@ class ResidualSurrogate(Synthesizing, ComputingLayer):
 
     def branch(self, x: Tensor) -> Tensor:
         """The chain of convolutions, without the shortcut."""
-        weights = self._folded or self.synthesize()
-        for i, ((weight, bias), settings) in enumerate(zip(weights, self.settings, strict=True)):
+        for i, ((weight, bias), settings) in enumerate(zip(self.weights(), self.settings, strict=True)):
             x = F.conv2d(F.relu_(x) if i else x, weight, bias, **settings)
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, Proxy):
-            return self.as_leaf(x)
+    def compute(self, x: Tensor) -> Tensor:
         return F.relu_(x + recomputed(self.branch, x))
 
 
@@ -146,7 +150,7 @@ class SynthesizedConv2d(Synthesizing):
             return self.synthesis(weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self._folded or recomputed(self.synthesize)
+        weight, bias = recomputed(self.weights)
         return F.conv2d(x, weight, bias, **self.settings)
 
 
@@ -166,9 +170,7 @@ class FullSurrogate(ComputingLayer):
         if hasattr(self.repl, 'init_weights'):
             self.repl.init_weights()
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        if isinstance(x, Proxy):
-            return self.as_leaf(x)
+    def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
         return self.repl(x, *args, **kwargs)
 
     def synthesize(self) -> tuple:

@@ -76,7 +76,6 @@ class WeightSource(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         self.dim = dim
-        self.start = start
         self.neighbour_shapes = [tuple(n) for n in neighbours]
 
     def matrix(self, weight: Tensor) -> Tensor:

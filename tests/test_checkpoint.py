@@ -386,3 +386,15 @@ def test_loading_undoes_folding():
     repl_mm.fold(backbone)
     backbone.load_state_dict(other.state_dict())
     torch.testing.assert_close(backbone(images()), other(images()), rtol=0, atol=0)
+
+
+@TABLE
+def test_weights_that_lost_their_plan_are_not_taken_for_stock_weights(name):
+    """A checkpoint cut down to its parameters, as some tools publish them, still fills the computing layers."""
+    trained, other = build_backbone(name), build_backbone(name)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.1)
+    state = {key: value for key, value in trained.state_dict().items() if key != PLAN_KEY}
+    other.load_state_dict(state)
+    torch.testing.assert_close(other.state_dict(), trained.state_dict(), rtol=0, atol=0)

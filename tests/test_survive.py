@@ -180,3 +180,12 @@ def test_compile_makes_one_graph_with_the_same_gradients(name, backend):
     with torch.no_grad():  # the graph reads the neighbours' weights, it has not baked them in
         place(backbone, (2, 0)).conv1.weight.neg_()
     torch.testing.assert_close(gradients(backbone, x, call=compiled), gradients(backbone, x), **RTOL)
+
+
+@TABLE
+def test_what_was_folded_is_not_used_in_training(name):
+    """Whoever folds a model in train mode still trains it."""
+    x = images()
+    folded, plain = build_backbone(name), build_backbone(name)
+    repl_mm.fold(folded)
+    torch.testing.assert_close(gradients(folded, x), gradients(plain, x), rtol=0, atol=0)
