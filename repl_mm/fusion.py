@@ -8,7 +8,8 @@ takes the neighbours' weights of one role (``[W_p]`` or ``[W_p, W_n]``) and retu
 * :class:`OwnWeight`: a free weight (control ``mode='own'``).
 
 The arbitrary scale of a convolution that is followed by a normalization never reaches the activations: neighbours'
-weights are normalized before they are fused. :class:`Synthesis` makes weight and bias of one operator.
+weights are normalized before they are fused. In transformers the norms stand before the linear layers, whose scale
+means something: there it is kept. :class:`Synthesis` makes weight and bias of one operator.
 """
 
 import math
@@ -65,7 +66,7 @@ class WeightSource(nn.Module):
     """Base of the weight sources.
 
     Args:
-        shape (tuple[int]): Shape ``(out, in, *k)`` of the weight to be made.
+        shape (tuple[int]): Shape ``(out, in, *k)`` of the weight to be made; ``(out,)`` for a vector.
         neighbours (list[tuple[int]]): Shapes of the weights that ``forward`` will be given.
         dim (int): The *hidden* dimension, 0 (output channels) or 1 (input channels): the one along which the
             transformation acts. The other one is aligned without parameters. Default: 0.
@@ -80,12 +81,16 @@ class WeightSource(nn.Module):
 
     def matrix(self, weight: Tensor) -> Tensor:
         """A neighbour's weight as ``(its hidden size, outer size)``, its outer channels and kernel aligned."""
+        if weight.dim() == 1:
+            return weight[:, None]
         weight = align_kernel(weight, self.shape[2:])
         weight = align_channels(weight, 1 - self.dim, self.shape[1 - self.dim])
         return weight.transpose(0, self.dim).flatten(1)
 
     def unmatrix(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`matrix` for the wanted shape."""
+        if len(self.shape) == 1:
+            return matrix[:, 0]
         shape = list(self.shape)
         shape[0], shape[self.dim] = shape[self.dim], shape[0]
         return matrix.reshape(shape).transpose(0, self.dim)
@@ -118,24 +123,28 @@ class SharedWeight(WeightSource):
 class FusedWeight(WeightSource):
     r"""The learnable transformation: :math:`K = \sum_j T_j(\hat W_j)`.
 
-    :math:`\hat W_j` is the neighbour's weight as a matrix (hidden, outer) with rows of unit length. ``T_j`` is
+    :math:`\hat W_j` is the neighbour's weight as a matrix (hidden, outer), its rows of unit length if ``normalize``.
+    ``T_j`` is
 
     * ``scalar``: one number per neighbour (``W_i = a W_(i-1) + b W_(i+1)``, arXiv 2410.01239);
     * ``channel``: one number per hidden channel and neighbour;
     * ``mix``: a matrix that mixes hidden channels, block-diagonal with ``groups`` blocks;
     * ``lowrank``: ``channel`` plus a mixing matrix of rank ``rank``.
 
-    ``scalar`` starts at the sum of the neighbours, scaled; the others start with every hidden unit taken whole from
+    ``scalar`` starts at the mean of the neighbours, scaled; the others start with every hidden unit taken whole from
     one neighbour, in turn: the surrogate starts as a sub-network of both blocks. All parameters are at least 1-d.
 
     Args:
         type (str): One of ``TRANSFORMS``. Default: 'mix'.
         groups (int): Blocks of the mixing matrix; lowered to a common divisor of the channel counts. Default: 1.
         rank (int): Rank for ``lowrank``. Default: 8.
+        normalize (bool): Whether only the direction of a neighbour's rows counts, and ``start`` is their length;
+            otherwise their length is kept, and ``start`` is a factor. Default: True.
     """
 
-    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, rank=8):
+    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, rank=8, normalize=True):
         super().__init__(shape, neighbours, dim, start)
+        self.normalize = normalize
         if type not in TRANSFORMS:
             raise ValueError(f'unknown transformation {type!r}; valid are {", ".join(TRANSFORMS)}')
         self.type = type
@@ -146,12 +155,12 @@ class FusedWeight(WeightSource):
         self.down = nn.ParameterList()
         self.up = nn.ParameterList()
         # hidden units of unit length make output channels of length sqrt(hidden / out)
-        scale = start * math.sqrt(self.shape[0] / hidden)
+        scale = start * math.sqrt(self.shape[0] / hidden) if normalize else start
         for j, size in enumerate(sizes):
             turn = (torch.arange(hidden) % len(sizes) == j).float() * scale
             if type == 'scalar':
                 # the mean of two unrelated vectors of unit length has length 1 / sqrt(2)
-                coefficient = torch.full((1,), scale / math.sqrt(len(sizes)))
+                coefficient = torch.full((1,), scale / (math.sqrt(len(sizes)) if normalize else len(sizes)))
             elif type == 'mix':
                 coefficient = torch.zeros(hidden, size)
                 coefficient[torch.arange(hidden), spread(hidden, size)] = turn
@@ -168,7 +177,7 @@ class FusedWeight(WeightSource):
     def transform(self, j: int, matrix: Tensor) -> Tensor:
         """``T_j`` of one neighbour's matrix: ``(hidden_j, outer)`` -> ``(hidden, outer)``."""
         coefficient = self.coefficients[j]
-        length = matrix.norm(dim=1, keepdim=True).clamp_min(EPS)
+        length = matrix.norm(dim=1, keepdim=True).clamp_min(EPS) if self.normalize else matrix.new_ones(len(matrix), 1)
         if self.type == 'mix':
             # the row lengths go into the small factor, so that no normalized copy of the weight is made
             factor = coefficient / length.view(self.groups, 1, -1)
@@ -224,7 +233,7 @@ class Synthesis(nn.Module):
 
 
 def build_source(mode: str, shape, neighbours, dim: int, start: float, fusion: dict) -> WeightSource:
-    """The weight source of a mode ('fuse', 'share' or 'own'); ``fusion`` holds FusedWeight's settings."""
+    """The weight source of a mode ('fuse', 'share' or 'own'); ``fusion`` holds FusedWeight's further settings."""
     if mode == 'own':
         return OwnWeight(shape, neighbours, dim, start)
     if mode == 'share':

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from .fusion import TRANSFORMS
 
 MODES = ('fuse', 'remove', 'share', 'own')
-OPERATORS = ('separable', 'pointwise', 'narrow', 'conv', 'full')
-DEFAULT_FUSION = dict(type='mix', groups=2)
 KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'detach')
 
 
@@ -41,7 +39,7 @@ class Plan:
         depths (tuple[int]): Number of blocks of each stage, before replacement.
         slots (tuple[Slot]): The replaced blocks.
         mode (str): One of ``MODES``.
-        operator (str): One of ``OPERATORS``.
+        operator (str): One of the family's ``OPERATORS``.
         ratio (float): Hidden width of a light operator, as a share of the replaced block's inner width.
         fusion (dict): Settings of the learnable transformation, see :class:`repl_mm.fusion.FusedWeight`.
         detach (bool): Whether the neighbours get no gradient through the computing layers.
@@ -91,7 +89,7 @@ def differences(have: dict, want: dict) -> list[str]:
     lines = []
     keys = ['backbone', 'depths', 'mode']
     if 'remove' not in (have.get('mode'), want.get('mode')):
-        keys += ['operator'] + (['ratio'] if want.get('operator') in ('separable', 'pointwise', 'narrow') else [])
+        keys += ['operator'] + (['ratio'] if want.get('operator') not in ('conv', 'full') else [])
         if have.get('mode') == want.get('mode') == 'fuse':
             keys += ['fusion']
     for key in keys:
@@ -117,15 +115,16 @@ def _choice(value, key: str, valid: Sequence[str]) -> str:
     return value
 
 
-def _fusion(fusion) -> dict:
+def _fusion(fusion, default: dict) -> dict:
     """Check ``replace.fusion`` and fill in what it leaves out."""
+    fusion = default if fusion is None else fusion
     if isinstance(fusion, str):
         fusion = dict(type=fusion)
     if not isinstance(fusion, dict):
-        raise PlanError(f'replace.fusion={fusion!r} is not valid: expected a dict such as {DEFAULT_FUSION}')
+        raise PlanError(f'replace.fusion={fusion!r} is not valid: expected a dict such as {default}')
     fusion = dict(fusion)
-    kind = _choice(fusion.pop('type', DEFAULT_FUSION['type']), 'fusion.type', TRANSFORMS)
-    extra = {'mix': ('groups', DEFAULT_FUSION['groups']), 'lowrank': ('rank', 8)}.get(kind)
+    kind = _choice(fusion.pop('type', default['type']), 'fusion.type', TRANSFORMS)
+    extra = {'mix': ('groups', default.get('groups', 1)), 'lowrank': ('rank', 8)}.get(kind)
     checked = dict(type=kind)
     if extra:
         checked[extra[0]] = _integer(fusion.pop(extra[0], extra[1]), f'fusion.{extra[0]}', 1)
@@ -139,8 +138,8 @@ def _fusion(fusion) -> dict:
 def default_slots(depth: int, every: int) -> range:
     """Indices replaced in a stage of ``depth`` blocks: 1, 1 + every, ... up to the last but one.
 
-    The first block of a stage opens it (stride, width) and is never replaced; the last one is left in place, so that
-    both neighbours lie in the stage, unless the stage has two blocks only (ResNet-18).
+    The first block of a stage is never chosen (in many families it sets stride and width); the last one is left in
+    place, so that both neighbours lie in the stage, unless the stage has two blocks only (ResNet-18).
     """
     return range(1, max(2, depth - 1) if depth > 1 else 0, every)
 
@@ -149,33 +148,38 @@ def make_plan(
     backbone: str,
     depths: Sequence[int],
     frozen: Iterable[int] = (),
+    openers: Iterable[int] = (),
     *,
+    operators: Sequence[str],
+    defaults: dict,
     every=None,
     stages=None,
     slots=None,
     mode='fuse',
-    operator='separable',
-    ratio=0.5,
+    operator=None,
+    ratio=None,
     fusion=None,
     detach=False,
-    openers: Iterable[int] | None = None,
 ) -> Plan:
     """Make and check a plan.
 
     Args:
         backbone (str): Class name of the backbone, for messages and for comparison on load.
         depths (Sequence[int]): Number of blocks of each stage.
-        frozen (Iterable[int]): Stages which are not trained; they get no slots.
+        frozen (Iterable[int]): Stages which are not trained; they get no slots. Default: none.
+        openers (Iterable[int]): Stages whose first block cannot be replaced. Default: none.
+        operators (Sequence[str]): The operators that the family has, the default first.
+        defaults (dict): The family's ``every``, ``ratio`` and ``fusion`` where the user gives none.
         every (int | None): Replace every ``every``-th block: indices 1, 1 + every, ... of each stage, without the
-            stage's last block (see :func:`default_slots`). Default: None, which means 2 if ``slots`` is not given.
+            stage's last block (see :func:`default_slots`). Default: None, the family's if ``slots`` is not given.
         stages (Sequence[int] | None): The stages in which ``every`` works. Default: None, all that are not frozen.
         slots (Sequence[tuple[int, int]] | None): Explicit (stage, index) pairs instead of ``every``. Default: None.
         mode (str): 'fuse' (RepL), 'remove', 'share' or 'own'. Default: 'fuse'.
-        operator (str): 'separable', 'pointwise', 'narrow', 'conv' or 'full'. Default: 'separable'.
-        ratio (float): Hidden width of the light operators relative to the replaced block's. Default: 0.5.
-        fusion (dict | str | None): The learnable transformation. Default: None, which means ``DEFAULT_FUSION``.
+        operator (str | None): One of ``operators``. Default: None, the first of them.
+        ratio (float | None): Hidden width of the light operators relative to the replaced block's. Default: None, the
+            family's.
+        fusion (dict | str | None): The learnable transformation. Default: None, the family's.
         detach (bool): No gradient to the neighbours through the computing layers. Default: False.
-        openers (Iterable[int] | None): Stages whose first block cannot be replaced. Default: None, all.
 
     Raises:
         PlanError: A value is not valid; the message names the key, the value and what would be valid.
@@ -185,17 +189,18 @@ def make_plan(
     if every is not None and slots is not None:
         raise PlanError(f'replace.every={every!r} and replace.slots={slots!r} exclude each other: give one of them')
     _choice(mode, 'mode', MODES)
-    _choice(operator, 'operator', OPERATORS)
+    operator = _choice(operators[0] if operator is None else operator, 'operator', operators)
+    ratio = defaults['ratio'] if ratio is None else ratio
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
         raise PlanError(f'replace.ratio={ratio!r} is not valid: expected a number above 0 and up to 1')
     if not isinstance(detach, bool):
         raise PlanError(f'replace.detach={detach!r} is not valid: expected True or False')
-    fusion = _fusion(DEFAULT_FUSION if fusion is None else fusion)
-    openers = set(range(len(depths)) if openers is None else openers)
+    fusion = _fusion(fusion, defaults['fusion'])
+    openers = set(openers)
     notes = []
 
     if slots is None:
-        every = _integer(2 if every is None else every, 'every', 1)
+        every = _integer(defaults['every'] if every is None else every, 'every', 1)
         chosen = _check_stages(stages, depths, frozen)
         places = {(s, i) for s in chosen for i in default_slots(depths[s], every)}
         if frozen and stages is None:

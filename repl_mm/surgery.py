@@ -55,7 +55,15 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
         )
     family = find_family(backbone)
     stages = family.stages(backbone)
-    plan = make_plan(type(backbone).__name__, [len(s) for s in stages], family.frozen(backbone), **replace)
+    plan = make_plan(
+        type(backbone).__name__,
+        [len(s) for s in stages],
+        family.frozen(backbone),
+        family.openers(backbone),
+        operators=family.OPERATORS,
+        defaults=family.DEFAULTS,
+        **replace,
+    )
 
     # All computing layers are built before any takes its place: neighbours are looked up among the original blocks.
     layers = {}
@@ -69,6 +77,8 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     if plan.mode in ('fuse', 'share'):
         for block in borrowed:
             make_non_reentrant(block)
+    if hasattr(family, 'finish'):
+        family.finish(backbone)
     attach_plan(backbone, plan)
     return plan
 

@@ -441,7 +441,7 @@ def test_full_operators_start_as_the_stock_block_does(zero_init_residual):
     apply_repl(backbone, operator='full')
     backbone.init_weights()
     starts = {float(backbone.layer3[i].bn3.weight.mean()) for i in (2, 4)}
-    starts |= {float(backbone.layer3[i].repl.bn3.weight.mean()) for i in (1, 3)}
+    starts |= {float(backbone.layer3[i].repl['block'].bn3.weight.mean()) for i in (1, 3)}
     assert starts == {0.0 if zero_init_residual else 1.0}
 
 

@@ -129,7 +129,7 @@ def test_norms_of_full_operators_are_calibrated_only_where_they_would_not_learn(
     cfg.train_cfg.update(max_epochs=1, val_interval=9)
     runner = Runner.from_cfg(cfg)
     runner.train()
-    norm = runner.model.backbone.layer3[1].repl.bn1
+    norm = runner.model.backbone.layer3[1].repl['block'].bn1
     assert (norm.running_mean != 0).all()
     log = next(Path(runner.log_dir).glob('*.log')).read_text()
     assert ('statistics of 15 norms of computing layers calibrated' in log) == norm_eval  # 5 slots of 3 norms
@@ -142,7 +142,7 @@ def test_calibration_makes_outputs_standard_on_the_images_it_saw():
     repl_mm.apply_repl(backbone, operator='full', slots=[(1, 1)])
     backbone.train()
     images = torch.randn(4, 3, 64, 64)
-    norm = backbone.layer2[1].repl.bn1
+    norm = backbone.layer2[1].repl['block'].bn1
     seen = []
     norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     assert calibrate(backbone, [images]) == 3

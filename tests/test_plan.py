@@ -1,12 +1,19 @@
 """The plan: which blocks are replaced, between which neighbours, and how a plan shows itself."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
-from repl_mm import PlanError, make_plan
-from repl_mm.plan import DEFAULT_FUSION, KEYS, differences
+import repl_mm
+from repl_mm import PlanError
+from repl_mm.families import resnet
+from repl_mm.plan import KEYS, differences
+
+make_plan = functools.partial(
+    repl_mm.make_plan, openers=range(4), operators=resnet.OPERATORS, defaults=resnet.DEFAULTS
+)
 
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 'regnet': (1, 2, 7, 12)}
 
@@ -37,7 +44,7 @@ def test_slots_of_every(depth, every, indices):
 
 def test_defaults():
     plan = make_plan('ResNet', DEPTHS[50])
-    assert plan == make_plan('ResNet', list(DEPTHS[50]), every=2, fusion=dict(DEFAULT_FUSION))
+    assert plan == make_plan('ResNet', list(DEPTHS[50]), every=2, fusion=dict(type='mix', groups=2), ratio=0.5)
     assert (plan.mode, plan.detach, plan.notes) == ('fuse', False, ())
     assert {field.name for field in dataclasses.fields(plan)} >= set(KEYS) - {'every', 'stages'}
 

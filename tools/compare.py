@@ -8,12 +8,14 @@ Between the arms nothing but the backbone's config words changes::
     fuse      RepL; share, own, remove: the same slots with that `mode`
     full      fused weights in the structure of the replaced block (`mode='fuse', operator='full'`)
     detach    RepL without gradient to the neighbours through the computing layers (`mode='fuse', detach=True`)
+    KEY=VALUE RepL with other words in `replace`, for instance `operator=mlp` or `operator=mlp,ratio=0.5`
 
 Every run is an ordinary `tools/train.py` run in OUT/<arm>/seed_<seed>. Started again, the command skips what is
 finished and resumes what was cut off. It writes OUT/compare.json, OUT/compare.md and OUT/compare.png.
 """
 
 import argparse
+import ast
 import copy
 import json
 import os
@@ -51,12 +53,38 @@ TRAIN = Path(__file__).with_name('train.py')
 # ---- the arms ----
 
 
+def arm_words(arm):
+    """What an arm changes in ``replace``.
+
+    Args:
+        arm (str): Key of :data:`ARMS`, or words such as ``operator=mlp,ratio=0.5``.
+
+    Returns:
+        dict: The words; None for ``e2e``.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    if arm in ARMS:
+        return ARMS[arm]
+    words = {}
+    for word in arm.split(','):
+        key, equals, value = word.partition('=')
+        if not (key and equals and value):
+            raise argparse.ArgumentTypeError(f'{arm!r} is no arm: expected one of {", ".join(ARMS)}, or KEY=VALUE')
+        try:
+            words[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            words[key] = value
+    return words
+
+
 def arm_config(cfg, arm):
     """The config of one arm.
 
     Args:
         cfg (Config): A config with one RepL backbone.
-        arm (str): Key of :data:`ARMS`.
+        arm (str): See :func:`arm_words`.
 
     Returns:
         Config: A copy in which only the backbone's words differ; ``e2e`` has the stock type and no ``replace``.
@@ -73,7 +101,7 @@ def arm_config(cfg, arm):
         backbone.type = name.removeprefix('RepL')
         backbone.pop('replace', None)
     else:
-        backbone.replace = {**(backbone.get('replace') or {}), **ARMS[arm]}
+        backbone.replace = {**(backbone.get('replace') or {}), **arm_words(arm)}
     return cfg
 
 
@@ -377,9 +405,7 @@ def plot(result, path):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config with a RepL backbone')
-    parser.add_argument(
-        '--arms', nargs='+', choices=ARMS, default=['e2e', 'fuse', 'remove'], help='default: the first 3'
-    )
+    parser.add_argument('--arms', nargs='+', default=['e2e', 'fuse', 'remove'], help='default: e2e fuse remove')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument('--out', type=Path, required=True, help='folder of the comparison')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default: 1)')
@@ -392,6 +418,11 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f'--jobs {args.jobs}: must be at least 1')
+    try:
+        for arm in args.arms:
+            arm_words(arm)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f'--arms: {error}')
     return args
 
 

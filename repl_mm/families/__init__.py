@@ -4,9 +4,12 @@ A family is a module with
 
 * ``BACKBONES``: class names of the backbones it serves; subclasses are served too;
 * ``REFUSED``: class names it cannot serve, with the reason;
+* ``OPERATORS``: names of its operators, the default first; ``DEFAULTS``: its ``every``, ``ratio`` and ``fusion``;
 * ``stages(backbone)``: the stages, each a container of blocks that takes ``stage[i] = layer``;
 * ``frozen(backbone)``: the stages that are not trained;
-* ``build(plan, block, neighbours)``: the computing layer for a replaced block.
+* ``openers(backbone)``: the stages whose first block cannot be replaced;
+* ``build(plan, block, neighbours)``: the computing layer for a replaced block;
+* ``finish(backbone)``, if there is need for it: called when all computing layers are in place.
 
 A new family is one such module and one entry in ``FAMILIES``.
 """
@@ -14,9 +17,9 @@ A new family is one such module and one entry in ``FAMILIES``.
 from torch import nn
 
 from ..plan import PlanError
-from . import resnet
+from . import pyramid, resnet, swin, vit
 
-FAMILIES = (resnet,)
+FAMILIES = (resnet, vit, swin, pyramid)
 
 
 def find_family(backbone: nn.Module):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import fusion
-from ..checkpointing import make_non_reentrant
-from ..computing_layers import ComputingLayer, FullSurrogate, ResidualSurrogate, SynthesizedConv2d
+from ..computing_layers import ComputingLayer, FullSurrogate, ResidualSurrogate
 from ..plan import Plan, PlanError
 
+OPERATORS = ('separable', 'pointwise', 'narrow', 'conv', 'full')
+DEFAULTS = dict(every=2, ratio=0.5, fusion=dict(type='mix', groups=2))
 BACKBONES = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'RegNet', 'Res2Net', 'ResNeSt')
 REFUSED = {
     'DetectoRS_ResNet': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',
@@ -33,7 +34,7 @@ def frozen(backbone: nn.Module) -> range:
 
 
 def conv_names(block: nn.Module, role: str) -> list[str]:
-    """Dotted names of the convolutions of a block that play a role, or ``role`` itself if it is such a name.
+    """Dotted names of the convolutions of a block that play a role.
 
     Roles: 'reduce' (into the hidden width), 'spatial' (inside it), 'expand' (out of it), 'conv' (all of a BasicBlock).
     """
@@ -44,17 +45,22 @@ def conv_names(block: nn.Module, role: str) -> list[str]:
         return ['conv3' if bottleneck else 'conv2']
     if role == 'conv':
         return ['conv1', 'conv2']
-    if role == 'spatial':
-        if not bottleneck:
-            return ['conv1']
-        if hasattr(block, 'convs'):  # Res2Net
-            return [f'convs.{i}' for i in range(len(block.convs))]
-        return ['conv2.conv' if hasattr(block.conv2, 'conv') else 'conv2']  # ResNeSt wraps its convolution
-    return [role]
+    if not bottleneck:
+        return ['conv1']
+    if hasattr(block, 'convs'):  # Res2Net
+        return [f'convs.{i}' for i in range(len(block.convs))]
+    return ['conv2.conv' if hasattr(block.conv2, 'conv') else 'conv2']  # ResNeSt wraps its convolution
+
+
+def openers(backbone: nn.Module) -> range:
+    """The first block of every stage sets its stride and width."""
+    return range(len(stages(backbone)))
 
 
 def weights(block: nn.Module, role: str) -> list[Tensor]:
     """A block's weights for a role, each ``(out, in / groups, kh, kw)``; parts of one operator are joined."""
+    if role.endswith('.weight'):
+        return [operator.attrgetter(role)(block)]
     found = [operator.attrgetter(name)(block).weight for name in conv_names(block, role)]
     return [torch.cat(found)] if role == 'spatial' and len(found) > 1 else found
 
@@ -116,25 +122,17 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
                 "operator such as 'separable', or a backbone without " + key
             )
     block = copy.deepcopy(block)  # the backbone stays whole if another slot turns out to be impossible
-    convs = [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Conv2d)]
-    for name, conv in convs:
+    convs = {name: module for name, module in block.named_modules() if isinstance(module, nn.Conv2d)}
+    syntheses = {}
+    for name, conv in convs.items():
         shape = tuple(conv.weight.shape)
-        synthesis = _synthesis(
-            plan,
-            neighbours,
-            name,
-            shape,
-            dim=int(shape[1] < shape[0] and conv.groups == 1),
-            bias=conv.bias is not None,
-        )
-        settings = {key: getattr(conv, key) for key in ('stride', 'padding', 'dilation', 'groups')}
-        parent, _, child = name.rpartition('.')
-        layer = SynthesizedConv2d(synthesis, settings, neighbours, weights, name, plan.detach)
-        setattr(block.get_submodule(parent), child, layer)
+        dim = int(shape[1] < shape[0] and conv.groups == 1)
+        syntheses[f'{name}.weight'] = _synthesis(plan, neighbours, f'{name}.weight', shape, dim, bias=False)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
     norms = [m for m in block.modules() if hasattr(m, 'running_mean') or isinstance(m, nn.GroupNorm)]
     for norm in norms:
         norm.reset_parameters()
     last = ('norm3', 'bn3') if hasattr(block, 'conv3') else ('norm2', 'bn2')  # mm's property, torchvision's name
     nn.init.constant_(next(getattr(block, name) for name in last if hasattr(block, name)).weight, 0.1)
-    make_non_reentrant(block)  # the recomputation must not re-enter autograd through the borrowed weights
-    return FullSurrogate(block)
+    return FullSurrogate(block, syntheses, neighbours, weights, plan.detach)

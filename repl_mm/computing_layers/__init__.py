@@ -1,0 +1,22 @@
+"""Activation space: the computing layers that stand in the slots.
+
+A computing layer gets its weights from :mod:`repl_mm.fusion` and applies them to ``x``, the output of the preceding
+block. It holds its neighbours in a plain tuple: they are not its children, so their parameters appear once in
+``parameters()`` and in checkpoints. All parameters of a computing layer have ``.repl.`` in their name, for
+``paramwise_cfg.custom_keys``.
+"""
+
+from .base import ComputingLayer, Synthesizing, borrow, recomputed
+from .full import FullSurrogate
+from .residual import ResidualSurrogate
+from .transformer import TransformerSurrogate
+
+__all__ = [
+    'ComputingLayer',
+    'FullSurrogate',
+    'ResidualSurrogate',
+    'Synthesizing',
+    'TransformerSurrogate',
+    'borrow',
+    'recomputed',
+]

@@ -1,0 +1,102 @@
+"""What all computing layers have in common: the identity, synthesized weights, recomputation, folding."""
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.utils.checkpoint import checkpoint
+
+
+class ComputingLayer(nn.Module):
+    """Base of what stands in a slot; alone it is the identity, the control ``mode='remove'``.
+
+    Subclasses define ``compute()``.
+    """
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if isinstance(x, Proxy):
+            # mmengine's efficient_conv_bn_eval traces a backbone to find its convolutions with norms: for it, a
+            # computing layer is one node
+            return x.tracer.create_proxy('call_module', x.tracer.path_of_module(self), (x, *args), kwargs)
+        return self.compute(x, *args, **kwargs)
+
+    def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """The layer's output for the preceding block's output ``x``; of the same shape."""
+        return x
+
+    def synthesize(self) -> tuple:
+        """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
+        return ()
+
+
+class Synthesizing(ComputingLayer):
+    """A computing layer with synthesized weights: foldable, and synthesized in full precision under AMP.
+
+    Args:
+        syntheses (dict[str, Synthesis]): How each operator's weight is made, by the operator's name; a name may hold
+            dots.
+        neighbours (tuple[nn.Module]): The preceding and, if there is one, the succeeding block.
+        neighbour_weights (callable): ``neighbour_weights(block, name)`` gives the list of a block's weights that the
+            operator called ``name`` is synthesized from.
+        detach (bool): No gradient to the neighbours.
+    """
+
+    _folded: tuple | None = None
+
+    def __init__(self, syntheses: dict[str, nn.Module], neighbours: tuple, neighbour_weights, detach: bool):
+        super().__init__()
+        self.names = tuple(syntheses)
+        self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
+        self.neighbours = tuple(neighbours)
+        self.neighbour_weights = neighbour_weights
+        self.detach = detach
+
+    def synthesize(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        # Weight space stays in full precision under AMP: it is small, and norms are sensitive.
+        with torch.autocast(next(self.neighbours[0].parameters()).device.type, enabled=False):
+            return tuple(
+                self.repl[_key(name)](borrow(self.neighbours, self.neighbour_weights, name, self.detach))
+                for name in self.names
+            )
+
+    def fold(self) -> None:
+        """Synthesize once, for use in eval mode until :meth:`unfold`, ``train()`` or a load of weights."""
+        with torch.no_grad():
+            self._folded = self.synthesize()
+
+    def weights(self) -> tuple:
+        """What ``synthesize()`` gives; the folded result in eval mode, where there is one."""
+        return (not self.training and self._folded) or self.synthesize()
+
+    def unfold(self) -> None:
+        """Synthesize at every forward again."""
+        self._folded = None
+
+    def train(self, mode: bool = True):
+        if mode:
+            self.unfold()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.unfold()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def recomputed(function, *args):
+    """``function(*args)``; with gradients, its inner tensors are recomputed in backward instead of saved.
+
+    The recomputation stops as soon as everything that was saved is there again: the last operator is not run twice.
+    """
+    if torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return function(*args)
+
+
+def borrow(neighbours: tuple, neighbour_weights, name: str, detach: bool) -> list[Tensor]:
+    """The neighbours' weights for one operator: preceding first, then succeeding."""
+    weights = [weight for block in neighbours for weight in neighbour_weights(block, name)]
+    return [weight.detach() for weight in weights] if detach else weights
+
+
+def _key(name: str) -> str:
+    """A dotted name as a name that a module may have."""
+    return name.replace('.', '/')

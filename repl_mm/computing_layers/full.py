@@ -1,0 +1,65 @@
+"""The computing layer with the structure of the replaced block (``operator='full'``), for every family."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from .base import Synthesizing, recomputed
+
+
+class FullSurrogate(Synthesizing):
+    """The replaced block itself, run with synthesized weights in place of its own.
+
+    The block loses the parameters that are synthesized. Empty buffers stand in their places, because initialization
+    code of mm backbones walks over all linear layers and convolutions. What is not synthesized (batch norms) stays
+    the layer's own.
+
+    Args:
+        block (nn.Module): The replaced block, or a copy of it; it is changed. Its ``with_cp`` becomes the computing
+            layer's: a checkpoint inside the block would be recomputed without the synthesized weights.
+        syntheses (dict[str, Synthesis]): By the dotted name of the parameter in the block.
+        neighbours, neighbour_weights, detach: See :class:`Synthesizing`.
+    """
+
+    def __init__(self, block: nn.Module, syntheses: dict, neighbours: tuple, neighbour_weights, detach: bool):
+        super().__init__(syntheses, neighbours, neighbour_weights, detach)
+        self.repl['block'] = block
+        for name in self.names:
+            owner, leaf = self.place(name)
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, torch.empty(0), persistent=False)
+        self.with_cp = getattr(block, 'with_cp', False)
+        block.with_cp = False
+
+    def place(self, name: str) -> tuple[nn.Module, str]:
+        """The module in the block that holds a parameter, and the parameter's name there."""
+        parent, _, leaf = name.rpartition('.')
+        return self.repl['block'].get_submodule(parent), leaf
+
+    def init_weights(self) -> None:
+        """Initialize as the stock block does, ``zero_init_residual`` included; mmengine calls it from scratch only."""
+        if hasattr(self.repl['block'], 'init_weights'):
+            self.repl['block'].init_weights()
+
+    def fold(self) -> None:
+        super().fold()
+        for name, (weight, _) in zip(self.names, self._folded, strict=True):
+            setattr(*self.place(name), weight.detach())
+
+    def unfold(self) -> None:
+        super().unfold()
+        for name in self.names:
+            setattr(*self.place(name), torch.empty(0))
+
+    def run(self, synthesize, *args, **kwargs) -> Tensor:
+        """The block with the weights that ``synthesize()`` gives."""
+        weights = {name: weight for name, (weight, _) in zip(self.names, synthesize(), strict=True)}
+        return functional_call(self.repl['block'], weights, args, kwargs)
+
+    def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if self._folded and not self.training:
+            return self.repl['block'](x, *args, **kwargs)
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(self.run, self.weights, x, *args, use_reentrant=False, **kwargs)
+        return self.run(lambda: recomputed(self.weights), x, *args, **kwargs)

@@ -1,0 +1,36 @@
+"""The computing layer of convolutional residual blocks."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Synthesizing, recomputed
+
+
+class ResidualSurrogate(Synthesizing):
+    """``relu(x + branch(x))``, the branch a chain of convolutions with synthesized weights and ReLU between them.
+
+    No activation norm (it would need statistics that ``norm_eval`` never lets it learn): the inner weights are
+    normalized, the last one starts small. Only the output is kept for backward: weights and hidden activations are
+    recomputed.
+
+    Args:
+        convs (dict[str, tuple]): Per convolution, in order, its :class:`repl_mm.fusion.Synthesis` and the settings of
+            ``F.conv2d`` (stride, padding, dilation, groups).
+        neighbours, neighbour_weights, detach: See :class:`Synthesizing`.
+
+    Shape: ``(N, C, H, W)`` to the same.
+    """
+
+    def __init__(self, convs: dict, neighbours: tuple, neighbour_weights, detach: bool):
+        syntheses = {name: synthesis for name, (synthesis, _) in convs.items()}
+        super().__init__(syntheses, neighbours, neighbour_weights, detach)
+        self.settings = [settings for _, settings in convs.values()]
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The chain of convolutions, without the shortcut."""
+        for i, ((weight, bias), settings) in enumerate(zip(self.weights(), self.settings, strict=True)):
+            x = F.conv2d(F.relu_(x) if i else x, weight, bias, **settings)
+        return x
+
+    def compute(self, x: Tensor) -> Tensor:
+        return F.relu_(x + recomputed(self.branch, x))

@@ -1,0 +1,62 @@
+"""The computing layer of transformer encoder layers."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Synthesizing, recomputed
+
+
+class TransformerSurrogate(Synthesizing):
+    """``x + drop(branch(norm(x)))``: a narrow MLP with synthesized weights, and no attention.
+
+    The norm has no parameters: the neighbours' are part of the weights that their MLPs lend, as are LayerScale and, as
+    a last column, the biases. Only the output is kept for backward: weights and hidden activations are recomputed.
+
+    Args:
+        syntheses (dict[str, Synthesis]): By operator: ``fc1`` ``(hidden, C + 1)``; where the MLPs of the family have a
+            depthwise convolution, ``spatial`` ``(hidden, kernel * kernel + 1)``; ``fc2`` ``(C, hidden)`` with a bias.
+            ``value`` ``(width, C + 1)`` and ``proj`` ``(C, width)``, if given, mix the tokens without attention: every
+            token receives the projected value of the mean token.
+        neighbours, neighbour_weights, detach: See :class:`Synthesizing`.
+        activation (nn.Module): Between the linear layers.
+        drop (nn.Module): Dropout and stochastic depth of the replaced layer.
+        eps (float): Of the norm.
+
+    Shape: ``(N, L, C)`` to the same; a second argument ``(H, W)`` with ``H * W == L`` is needed for ``spatial``.
+    """
+
+    def __init__(self, syntheses, neighbours, neighbour_weights, detach, activation, drop, eps):
+        super().__init__(syntheses, neighbours, neighbour_weights, detach)
+        self.activation = activation
+        self.drop = drop
+        self.eps = eps
+
+    def branch(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
+        """The MLP and the token mixing, without the shortcut."""
+        weights = dict(zip(self.names, self.weights(), strict=True))
+        x = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        hidden = linear(x, weights['fc1'][0])
+        if 'spatial' in weights:
+            hidden = depthwise(hidden, weights['spatial'][0], hw_shape)
+        out = F.linear(self.activation(hidden), *weights['fc2'])
+        if 'value' in weights:
+            mean = x.mean(1, keepdim=True)
+            out = out + F.linear(linear(mean, weights['value'][0]), *weights['proj'])
+        return out
+
+    def compute(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
+        return x + self.drop(recomputed(self.branch, x, hw_shape))
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ W.T + b`` for a weight ``(out, in + 1)`` whose last column is the bias."""
+    return F.linear(x, weight[:, :-1], weight[:, -1])
+
+
+def depthwise(x: Tensor, weight: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    """Depthwise convolution of tokens ``(N, H * W, C)``; weight ``(C, k * k + 1)``, the last column the bias."""
+    size = round((weight.shape[1] - 1) ** 0.5)
+    kernel = weight[:, :-1].reshape(-1, 1, size, size)
+    x = x.transpose(1, 2).unflatten(2, hw_shape)
+    x = F.conv2d(x, kernel, weight[:, -1], padding=size // 2, groups=len(kernel))
+    return x.flatten(2).transpose(1, 2)

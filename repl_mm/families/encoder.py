@@ -1,0 +1,167 @@
+"""What the transformer families have in common: encoder layers with norm1, attention, norm2, MLP.
+
+An operator is known by its role: ``fc1``, ``spatial`` (the depthwise convolution that some MLPs have), ``fc2``,
+``value`` and ``proj`` (of the attention), or by the dotted name of a parameter. What stands around an operator is part
+of its weight: the affine part of the norm in front of it, LayerScale behind it, its bias as a last column.
+"""
+
+import copy
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from .. import fusion
+from ..computing_layers import ComputingLayer, FullSurrogate, TransformerSurrogate
+from ..plan import Plan, PlanError
+
+OPERATORS = ('mlp', 'mixer', 'full')
+DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
+START = 0.1  # of the last operator of a branch: a converted network starts near the network without the layer
+
+
+def linears(block: nn.Module) -> list[nn.Module]:
+    """The operators of a layer's MLP: fc1, fc2, and between them, if there is one, the depthwise convolution.
+
+    Raises:
+        PlanError: The MLP or its norm is built in another way.
+    """
+    found = [m for m in block.ffn.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    inner = found[1:-1]
+    if len(found) not in (2, 3) or any(not isinstance(m, nn.Conv2d) or m.groups < m.out_channels for m in inner):
+        raise PlanError(
+            f'RepL cannot replace a {type(block).__name__} whose MLP has {len(found)} linear layers: expected two '
+            '(num_fcs=2), with or without a depthwise convolution between them'
+        )
+    for norm in (block.norm1, block.norm2):
+        if not isinstance(norm, nn.LayerNorm):
+            raise PlanError(
+                f'RepL cannot replace a {type(block).__name__} with a norm_cfg that builds {type(norm).__name__}: '
+                "expected dict(type='LN')"
+            )
+    return found
+
+
+def width(block: nn.Module) -> int:
+    """Channels of a layer's input and output."""
+    return block.norm2.weight.numel()
+
+
+def with_bias(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm | None, channels: int) -> Tensor:
+    """``W @ (gamma * x + beta) + b`` as one matrix ``(out, in + 1)``, its input channels aligned to ``channels``."""
+    weight = weight.flatten(1)
+    column = weight.new_zeros(len(weight)) if bias is None else bias
+    if norm is not None:
+        column = column + weight @ norm.bias
+        weight = weight * norm.weight
+    return torch.cat([fusion.align_channels(weight, 1, channels), column[:, None]], 1)
+
+
+def scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
+    """``W`` with LayerScale behind it."""
+    return weight.flatten(1) if scale is None else weight.flatten(1) * scale[:, None]
+
+
+def attention(block: nn.Module) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Weight and bias of the value, and weight of the output projection, of a layer's attention."""
+    attn = getattr(block.attn, 'w_msa', block.attn)
+    if hasattr(attn, 'qkv'):
+        weight, bias, proj = attn.qkv.weight, attn.qkv.bias, attn.proj.weight
+        if bias is None and hasattr(attn, 'v_bias'):  # BEiT
+            return weight.chunk(3)[2], attn.v_bias, proj
+    else:
+        attn = attn.attn  # mmcv's wrapper of nn.MultiheadAttention
+        weight, bias, proj = attn.in_proj_weight, attn.in_proj_bias, attn.out_proj.weight
+    return weight.chunk(3)[2], None if bias is None else bias.chunk(3)[2], proj
+
+
+def weights(block: nn.Module, role: str, channels: int) -> list[Tensor]:
+    """A layer's weight for a role, as a matrix; ``channels`` is the width of the replaced layer."""
+    if role == 'fc1':
+        fc1 = linears(block)[0]
+        return [with_bias(fc1.weight, fc1.bias, block.norm2, channels)]
+    if role == 'spatial':
+        conv = linears(block)[1]
+        return [torch.cat([conv.weight.flatten(1), conv.bias[:, None]], 1)]
+    if role == 'fc2':
+        return [scaled(linears(block)[-1].weight, getattr(block, 'gamma_2', None))]
+    if role == 'value':
+        weight, bias, _ = attention(block)
+        return [with_bias(weight, bias, block.norm1, channels)]
+    if role == 'proj':
+        return [scaled(attention(block)[2], getattr(block, 'gamma_1', None))]
+    parameter = dict(block.named_parameters()).get(role)
+    return [] if parameter is None else [parameter]
+
+
+def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn.Module:
+    """The computing layer that replaces an encoder layer.
+
+    Raises:
+        PlanError: The layers are built in a way that the plan's operator cannot use.
+    """
+    if plan.mode == 'remove':
+        return ComputingLayer()
+    channels = width(block)
+    borrowed = functools.partial(weights, channels=channels)
+    if plan.operator == 'full':
+        return _full(plan, block, neighbours, borrowed)
+    synthesis = functools.partial(_synthesis, plan, neighbours, borrowed)
+    fc1, *spatial, _ = linears(block)
+    hidden = max(1, round(plan.ratio * len(fc1.weight)))
+    syntheses = dict(fc1=synthesis('fc1', (hidden, channels + 1)))
+    if spatial:
+        syntheses['spatial'] = synthesis('spatial', (hidden, spatial[0].weight[0].numel() + 1))
+    # small, so that a converted network starts near the network without the layer
+    syntheses['fc2'] = synthesis('fc2', (channels, hidden), dim=1, start=START, bias=True)
+    if plan.operator == 'mixer':
+        syntheses['value'] = synthesis('value', (channels, channels + 1))
+        syntheses['proj'] = synthesis('proj', (channels, channels), dim=1, start=START)
+    return TransformerSurrogate(
+        syntheses, neighbours, borrowed, plan.detach, _activation(block), _drop(block), block.norm2.eps
+    )
+
+
+def _synthesis(plan, neighbours, borrowed, role, shape, dim=0, start=1.0, bias=False, **settings) -> fusion.Synthesis:
+    shapes = [tuple(weight.shape) for block in neighbours for weight in borrowed(block, role)]
+    settings = dict(plan.fusion, normalize=False, **settings)
+    return fusion.Synthesis(fusion.build_source(plan.mode, shape, shapes, dim, start, settings), None, bias)
+
+
+def _activation(block: nn.Module) -> nn.Module:
+    """The activation of a layer's MLP: its only leaf that neither has weights nor drops anything."""
+    other = (nn.Linear, nn.Conv2d, nn.Dropout, nn.Identity)
+    leaves = (m for m in block.ffn.modules() if not any(m.children()) and not isinstance(m, other))
+    return next(m for m in leaves if not _drops_paths(m))
+
+
+def _drop(block: nn.Module) -> nn.Module:
+    """Dropout and stochastic depth behind a layer's MLP, at the layer's own rates."""
+    dropout = next((m for m in block.ffn.modules() if isinstance(m, nn.Dropout) and m.p > 0), nn.Identity())
+    return nn.Sequential(dropout, next(filter(_drops_paths, block.modules()), nn.Identity()))
+
+
+def _drops_paths(module: nn.Module) -> bool:
+    return type(module).__name__ == 'DropPath'  # mmcv's, timm's
+
+
+def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrowed) -> nn.Module:
+    """Matrices are fused as in the light operators; vectors (norms, biases, LayerScale) and tables of relative
+    positions by one number per neighbour; in mode 'own' all stays the layer's own."""
+    block = copy.deepcopy(block)  # the backbone stays whole if another slot turns out to be impossible
+    syntheses = {}
+    for name, parameter in block.named_parameters() if plan.mode != 'own' else ():
+        shape = tuple(parameter.shape)
+        if not any(borrowed(neighbour, name) for neighbour in neighbours[: 1 if plan.mode == 'share' else None]):
+            raise PlanError(
+                f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none has "
+                f"{name!r} (they are {', '.join(type(n).__name__ for n in neighbours)}): expected 'mlp' or 'mixer'"
+            )
+        settings = {}
+        if len(shape) == 1 or 'relative_position' in name:
+            settings = dict(type='scalar')
+        elif plan.fusion['type'] == 'mix' and ('qkv' in name or 'in_proj' in name):
+            settings = dict(groups=3 * plan.fusion['groups'])  # query, key and value are not mixed with each other
+        dim = int(len(shape) > 1 and shape[0] <= shape[1])
+        syntheses[name] = _synthesis(plan, neighbours, borrowed, name, shape, dim, **settings)
+    return FullSurrogate(block, syntheses, neighbours, borrowed, plan.detach)
