@@ -140,11 +140,15 @@ class FusedWeight(WeightSource):
         rank (int): Rank for ``lowrank``. Default: 8.
         normalize (bool): Whether only the direction of a neighbour's rows counts, and ``start`` is their length;
             otherwise their length is kept, and ``start`` is a factor. Default: True.
+        rate (float): The coefficients are ``rate`` times the parameters. Adam moves all parameters by steps of one
+            size: coefficients, of the size of 1, would hardly move where it suits weights of the size of 1 / rate.
+            Default: 1.
     """
 
-    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, rank=8, normalize=True):
+    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, rank=8, normalize=True, rate=1.0):
         super().__init__(shape, neighbours, dim, start)
         self.normalize = normalize
+        self.rate = rate
         if type not in TRANSFORMS:
             raise ValueError(f'unknown transformation {type!r}; valid are {", ".join(TRANSFORMS)}')
         self.type = type
@@ -168,7 +172,7 @@ class FusedWeight(WeightSource):
                 coefficient = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
             else:
                 coefficient = turn
-            self.coefficients.append(nn.Parameter(coefficient))
+            self.coefficients.append(nn.Parameter(coefficient / rate))
             if type == 'lowrank':
                 rank_j = min(rank, hidden, size)
                 self.down.append(nn.Parameter(torch.randn(rank_j, size) / math.sqrt(size)))
@@ -176,7 +180,7 @@ class FusedWeight(WeightSource):
 
     def transform(self, j: int, matrix: Tensor) -> Tensor:
         """``T_j`` of one neighbour's matrix: ``(hidden_j, outer)`` -> ``(hidden, outer)``."""
-        coefficient = self.coefficients[j]
+        coefficient = self.coefficients[j] * self.rate
         length = matrix.norm(dim=1, keepdim=True).clamp_min(EPS) if self.normalize else matrix.new_ones(len(matrix), 1)
         if self.type == 'mix':
             # the row lengths go into the small factor, so that no normalized copy of the weight is made

@@ -9,13 +9,13 @@ from small import build_backbone, gradients, images
 from torch.nn.parallel import DistributedDataParallel
 
 STEPS = 3
-LEARNING_RATE = 0.5
+LEARNING_RATE = dict(vit=1e-4, vit_full=1e-4)  # by row of the table, 0.5 for others
 BATCH = 2  # of each process
 
 # name: (row of the table of backbones, settings)
 CASES = {
     f'{name}{"_with_cp" if with_cp else ""}': (name, dict(with_cp=with_cp))
-    for name in ('basic', 'adjacent', 'full', 'detach', 'share', 'own', 'remove', 'v1d')
+    for name in ('basic', 'adjacent', 'full', 'detach', 'share', 'own', 'remove', 'v1d', 'vit', 'vit_full')
     for with_cp in (False, True)
 } | {'trained_stem': ('basic', dict(frozen_stages=-1, with_cp=True))}
 
@@ -29,7 +29,8 @@ def build(case):
 def train(case, model, parts) -> list[dict]:
     """Some steps of SGD on every process's share of a batch; gradients of every step, averaged over the processes."""
     backbone = getattr(model, 'module', model)
-    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    lr = LEARNING_RATE.get(CASES[case][0], 0.5)
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=lr)
     history = []
     for step in range(STEPS):
         batch = images(2 * BATCH, seed=step).chunk(2)

@@ -1,48 +1,85 @@
-"""Small backbones, and a small detector on a few pictures, for the tests of what RepL has to survive."""
+"""Small backbones of all families, and a small detector on a few pictures, for tests of what RepL has to survive."""
 
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 
 import repl_mm  # noqa: F401  (registers the builders)
+from repl_mm.families import find_family
 
 REPO = Path(__file__).resolve().parent.parent
 
-# name: (stock backbone, its settings, replace); a new family adds rows
-BACKBONES = {
-    'basic': ('ResNet', dict(depth=18), dict()),
-    'basic_conv': ('ResNet', dict(depth=18), dict(operator='conv', fusion='channel')),
-    'bottleneck': ('ResNet', dict(depth=50), dict(every=3)),
-    'adjacent': ('ResNet', dict(depth=50), dict(slots=[(2, 1), (2, 2), (2, 5), (3, 2)], operator='narrow')),
-    'full': ('ResNet', dict(depth=50), dict(stages=(1, 3), operator='full')),
-    'detach': ('ResNet', dict(depth=18), dict(detach=True)),
-    'share': ('ResNet', dict(depth=18), dict(mode='share')),
-    'own': ('ResNet', dict(depth=18), dict(mode='own')),
-    'remove': ('ResNet', dict(depth=18), dict(mode='remove')),
-    'v1d': ('ResNetV1d', dict(depth=18), dict(operator='pointwise')),
-    'resnext': ('ResNeXt', dict(depth=50, groups=4, base_width=4), dict(stages=(3,), fusion='lowrank')),
+RESNET = dict(type='ResNet', base_channels=8, frozen_stages=1, norm_eval=True)  # as mmdet trains, an eighth as wide
+R18, R50 = dict(RESNET, depth=18), dict(RESNET, depth=50)
+
+TOKENS = dict(_scope_='mmseg', img_size=64, embed_dims=16, num_layers=6, num_heads=2, out_indices=(1, 5))
+SWIN = dict(type='SwinTransformer', embed_dims=8, depths=(2, 2, 4, 2), num_heads=(1, 2, 2, 4), window_size=4)
+PYRAMID = dict(embed_dims=8, num_layers=[2, 3, 2, 2], num_heads=[1, 2, 2, 4])
+TWINS = dict(_scope_='mmseg', embed_dims=[8, 16, 16], num_heads=[1, 2, 2], depths=[2, 3, 4])
+TRANSFORMERS = {
+    'vit': dict(TOKENS, type='VisionTransformer'),
+    'beit': dict(TOKENS, type='BEiT'),
+    'mae': dict(TOKENS, type='MAE', init_values=1.0),
+    'swin': SWIN,
+    'mmseg swin': dict(SWIN, _scope_='mmseg'),
+    'mit': dict(PYRAMID, _scope_='mmseg', type='MixVisionTransformer'),
+    'pvt': dict(PYRAMID, type='PyramidVisionTransformer', pretrain_img_size=64),
+    'pvtv2': dict(PYRAMID, type='PyramidVisionTransformerV2'),
+    'pcpvt': dict(TWINS, type='PCPVT', sr_ratios=[4, 2, 1], mlp_ratios=[4, 4, 4]),
+    'svt': dict(TWINS, type='SVT'),
 }
+STILL = dict(drop_path_rate=0.0)  # no stochastic depth
+
+# name: (stock backbone, replace); a new family adds rows
+BACKBONES = {
+    'basic': (R18, dict()),
+    'basic_conv': (R18, dict(operator='conv', fusion='channel')),
+    'bottleneck': (R50, dict(every=3)),
+    'adjacent': (R50, dict(slots=[(2, 1), (2, 2), (2, 5), (3, 2)], operator='narrow')),
+    'full': (R50, dict(stages=(1, 3), operator='full')),
+    'detach': (R18, dict(detach=True)),
+    'share': (R18, dict(mode='share')),
+    'own': (R18, dict(mode='own')),
+    'remove': (R18, dict(mode='remove')),
+    'v1d': (dict(R18, type='ResNetV1d'), dict(operator='pointwise')),
+    'resnext': (dict(R50, type='ResNeXt', groups=4, base_width=4), dict(stages=(3,), fusion='lowrank')),
+    'vit': (TRANSFORMERS['vit'], dict(operator='mlp')),
+    'vit_full': (TRANSFORMERS['vit'], dict(operator='full')),
+    'beit': (TRANSFORMERS['beit'], dict(operator='mixer')),
+    'swin': (dict(SWIN, **STILL, frozen_stages=1), dict(operator='full')),
+    'mit': (dict(TRANSFORMERS['mit'], **STILL), dict(operator='mlp')),
+    'pvt': (dict(TRANSFORMERS['pvt'], **STILL), dict(operator='mixer', fusion='lowrank')),
+}
+WITH_CP = [name for name in BACKBONES if name not in ('beit', 'pvt')]  # these have no such setting
+
+
+def build(settings: dict, **changes) -> torch.nn.Module:
+    """A backbone from the registry of its ``_scope_``, by default mmdet's."""
+    settings = ConfigDict(settings, **changes)
+    with DefaultScope.overwrite_default_scope(settings.pop('_scope_', 'mmdet')):
+        return MODELS.build(settings)
+
+
+def blocks(backbone: torch.nn.Module) -> dict[tuple[int, int], torch.nn.Module]:
+    """All blocks and computing layers by (stage, index)."""
+    stages = find_family(backbone).stages(backbone)
+    return {(s, i): stages[s][i] for s in range(len(stages)) for i in range(len(stages[s]))}
 
 
 def build_backbone(name: str, seed: int = 0, replace: dict | None = None, **settings) -> torch.nn.Module:
-    """A backbone of the table at an eighth of its width, in mmdet's defaults: ``frozen_stages=1``, ``norm_eval=True``.
+    """The backbone of a row with RepL, in train mode; ``replace`` and further settings in place of the row's.
 
-    All that initialization leaves at zero or at one is moved, so that every path carries signal and gradient.
+    All norms and biases, which initialization leaves at zero or at one, are moved, so that every path carries signal
+    and gradient.
     """
-    stock, base, default = BACKBONES[name]
+    stock, default = BACKBONES[name]
     torch.manual_seed(seed)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        backbone = MODELS.build(
-            dict(base_channels=8, frozen_stages=1, norm_eval=True)
-            | base
-            | dict(type=f'RepL{stock}', replace=default if replace is None else replace)
-            | settings
-        )
+    backbone = build(stock, type=f'RepL{stock["type"]}', replace=default if replace is None else replace, **settings)
     with torch.no_grad():
-        for parameter in backbone.parameters():
-            if parameter.dim() == 1:
+        for key, parameter in backbone.named_parameters():
+            if parameter.dim() == 1 and '.coefficients.' not in key:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     backbone.train()
     return backbone

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import itertools
 import logging
 import os
 import pickle
@@ -19,7 +20,7 @@ from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner, load_checkpoint
-from small import BACKBONES, REPO, build_backbone, detector_config, images
+from small import BACKBONES, REPO, SWIN, TRANSFORMERS, build, build_backbone, detector_config, images
 
 import repl_mm
 from repl_mm.checkpoint import PLAN_KEY, decode_plan, encode_plan
@@ -339,6 +340,107 @@ def test_stock_weights_load_with_one_line_of_counts(stock_file, log):
     assert unexpected == ['fc.weight, fc.bias']  # as for a stock backbone
 
 
+# ---- through the initialization code of each transformer ----
+
+
+def of_a_detector(state):
+    return dict(state_dict={f'backbone.{key}': value for key, value in state.items()})
+
+
+def of_another_window(state):
+    """A published checkpoint without what depends on the window size alone."""
+    return of_a_detector({key: value for key, value in state.items() if 'relative_position_index' not in key})
+
+
+def of_the_authors(state):
+    """Names as in the original repository of Swin."""
+    renamed = {}
+    for key, value in state.items():
+        for ours, theirs in (('w_msa.', ''), ('ffn.layers.0.0.', 'mlp.fc1.'), ('ffn.layers.1.', 'mlp.fc2.')):
+            key = key.replace(ours, theirs)
+        renamed[key.replace('stages.', 'layers.').replace('projection', 'proj')] = value
+    return dict(model=renamed)
+
+
+# name: settings of the backbone, what else is different where the checkpoint comes from, how it is stored
+PRETRAINED = {name: (settings, {}, dict) for name, settings in TRANSFORMERS.items()} | {
+    'vit of larger pictures': (TRANSFORMERS['vit'], dict(img_size=96), dict),
+    'swin': (SWIN, {}, of_a_detector),
+    'swin of smaller windows': (SWIN, dict(window_size=2), of_another_window),
+    'swin of the authors': (dict(SWIN, convert_weights=True), {}, of_the_authors),
+    'mmseg swin of smaller windows': (TRANSFORMERS['mmseg swin'], dict(window_size=2), of_another_window),
+    'pvt': (dict(TRANSFORMERS['pvt'], convert_weights=False), {}, dict),
+    'pvtv2': (dict(TRANSFORMERS['pvtv2'], convert_weights=False), {}, dict),
+}
+SWINS = [name for name in PRETRAINED if 'swin' in name]
+
+
+def random_weights(backbone) -> dict:
+    """A backbone's state with all its numbers drawn anew."""
+    state = backbone.state_dict()
+    return {key: torch.rand_like(value) if value.is_floating_point() else value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ('name', 'operator'),
+    [pair for pair in itertools.product(PRETRAINED, ('mlp', 'mixer', 'full')) if pair != ('svt', 'full')],  # refused
+)
+def test_stock_transformer_weights_load_as_into_the_stock_backbone(name, operator, tmp_path, log):
+    settings, source, stored = PRETRAINED[name]
+    weights = random_weights(build(settings, **source))
+    torch.save(stored(weights), tmp_path / 'stock.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'stock.pth'))
+
+    stock = build(settings, init_cfg=init_cfg)
+    stock.init_weights()
+    wanted = stock.state_dict()
+    same = [key for key, value in weights.items() if value.shape == wanted[key].shape and 'downsample' not in key]
+    assert len(same) > 0.8 * len(weights) and all(torch.equal(wanted[key], weights[key]) for key in same)
+
+    backbone = build(settings, init_cfg=init_cfg, type=f'RepL{settings["type"]}', replace=dict(operator=operator))
+    places = tuple(f'{name}.' for name, _ in repl_mm.computing_layers(backbone))
+    log.clear()
+    backbone.init_weights()
+    state = backbone.state_dict()
+    kept = [key for key in wanted if not key.startswith(places)]
+    assert [key for key in state if not key.startswith(places) and key != PLAN_KEY] == kept
+    for key in kept:
+        torch.testing.assert_close(state[key], wanted[key], rtol=0, atol=0)
+    assert all(value.isfinite().all() for value in state.values())
+
+    # BEiT and MAE drop these themselves, and a checkpoint for another window size comes without them
+    given = [key for key in wanted if 'relative_position_index' not in key or (name in SWINS and not source)]
+    loaded, dropped = (len([key for key in given if key.startswith(places) == gone]) for gone in (False, True))
+    missing = len([key for key in state if key.startswith(places)])
+    counts = re.findall(
+        r'(\d+) tensors loaded, (\d+) dropped \((\d+) replaced blocks\), (\d+) missing', '\n'.join(log)
+    )
+    assert counts == [tuple(map(str, (loaded, dropped, len(places), missing)))]
+    assert 'Error' not in '\n'.join(log)
+
+
+@pytest.mark.parametrize('replace', [dict(), dict(operator='full'), dict(operator='full', mode='own')])
+@pytest.mark.parametrize('name', ['vit', 'beit', 'mae', 'swin', 'mmseg swin', 'mit', 'pvt'])
+def test_weights_of_a_transformer_with_repl_load_through_its_initialization(name, replace, tmp_path):
+    settings, _, stored = PRETRAINED[name]
+    settings = dict(settings, type=f'RepL{settings["type"]}', replace=replace)
+    weights = {key: value for key, value in random_weights(build(settings)).items() if key != PLAN_KEY}
+    trained = build(settings)
+    trained.load_state_dict(weights, strict=False)
+    torch.save(stored(trained.state_dict()), tmp_path / 'repl.pth')
+    backbone = build(settings, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'repl.pth')))
+    backbone.init_weights()
+    torch.testing.assert_close(backbone.state_dict(), trained.state_dict(), rtol=0, atol=0)
+
+
+def test_a_model_of_another_plan_is_refused_by_the_initialization_of_a_transformer(tmp_path):
+    settings = dict(TRANSFORMERS['beit'], type='RepLBEiT')
+    torch.save(build(settings, replace=dict(slots=[(0, 2)])).state_dict(), tmp_path / 'repl.pth')
+    backbone = build(settings, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'repl.pth')), replace=dict())
+    with pytest.raises(repl_mm.PlanError, match=r'slots only in the checkpoint: \[\(0, 2\)\]'):
+        backbone.init_weights()
+
+
 def test_stock_detector_weights_load_into_a_detector(mini_coco, tmp_path, log):
     cfg = detector_config(mini_coco, tmp_path)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -368,9 +470,7 @@ def test_weights_of_an_equal_plan_load_without_a_word(name, tmp_path, log):
 @TABLE
 def test_stock_weights_load_strictly_into_every_row(name):
     """Whatever the family and the operator: a stock state dict of the same backbone needs no ``strict=False``."""
-    stock, settings, _ = BACKBONES[name]
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        state = MODELS.build(dict(type=stock, base_channels=8) | settings).state_dict()
+    state = build(BACKBONES[name][0]).state_dict()
     backbone = build_backbone(name)
     start = {key: value.clone() for key, value in backbone.state_dict().items()}
     backbone.load_state_dict(state)

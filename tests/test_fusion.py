@@ -29,6 +29,9 @@ SHAPES = {
     'hidden input channels': ((8, 2, 1, 1), [(8, 4, 1, 1), (16, 4, 1, 1)], 1, 2),
     'one neighbour': ((4, 8, 1, 1), [(8, 8, 1, 1)], 0, 2),
     'groups without common divisor': ((4, 2, 1, 1), [(6, 2, 1, 1), (6, 2, 1, 1)], 0, 4),
+    'matrices': ((4, 6), [(8, 6), (12, 3)], 0, 4),
+    'matrices with hidden input channels': ((5, 4), [(5, 8), (10, 8)], 1, 2),
+    'vectors': ((4,), [(4,), (8,)], 0, 2),
 }
 TRANSFORMS = ('scalar', 'channel', 'mix', 'lowrank')
 
@@ -56,15 +59,15 @@ def aligned(weight, shape, dim):
 
 
 def expected(source, weights):
-    """``sum_j T_j(W_j)``, ``W_j`` with hidden units of unit length, by loops over hidden units."""
-    hidden = source.shape[source.dim]
-    outer = source.shape[1 - source.dim]
-    total = np.zeros((hidden, outer, *source.shape[2:]))
+    """``sum_j T_j(W_j)``, ``W_j`` with hidden units of unit length if normalized, by loops over hidden units."""
+    shape = (*source.shape, 1, 1, 1)[:4]  # a matrix is a 1x1 convolution, a vector one of one input channel
+    hidden, outer = shape[source.dim], shape[1 - source.dim]
+    total = np.zeros((hidden, outer, *shape[2:]))
     for j, weight in enumerate(weights):
-        unit = aligned(weight, source.shape, source.dim)
-        for h in range(len(unit)):
+        unit = aligned(weight.reshape((*weight.shape, 1, 1, 1)[:4]), shape, source.dim)
+        for h in range(len(unit) if source.normalize else 0):
             unit[h] /= np.sqrt((unit[h] ** 2).sum())
-        coefficient = source.coefficients[j].detach().numpy()
+        coefficient = source.rate * source.coefficients[j].detach().numpy()
         for h in range(hidden):
             near = unit[h * len(unit) // hidden]
             if source.type == 'scalar':
@@ -80,15 +83,16 @@ def expected(source, weights):
                 up, down = source.up[j].detach().numpy(), source.down[j].detach().numpy()
                 for r, c in itertools.product(range(len(down)), range(len(unit))):
                     total[h] += up[h, r] * down[r, c] * unit[c]
-    return total.transpose(1, 0, 2, 3) if source.dim == 1 else total
+    return (total.transpose(1, 0, 2, 3) if source.dim == 1 else total).reshape(source.shape)
 
 
+@pytest.mark.parametrize('settings', [dict(), dict(normalize=False, rate=30.0)])
 @pytest.mark.parametrize('kind', TRANSFORMS)
 @pytest.mark.parametrize('case', SHAPES)
-def test_transformation_equals_loops(case, kind):
+def test_transformation_equals_loops(case, kind, settings):
     torch.manual_seed(0)
     shape, neighbours, dim, groups = SHAPES[case]
-    source = FusedWeight(shape, neighbours, dim, type=kind, groups=groups, rank=3).double()
+    source = FusedWeight(shape, neighbours, dim, type=kind, groups=groups, rank=3, **settings).double()
     weights = [torch.randn(n, dtype=torch.float64) for n in neighbours]
     np.testing.assert_allclose(source(weights).detach(), expected(source, weights), atol=1e-12)
     for parameter in source.parameters():
@@ -120,24 +124,28 @@ def test_detach(detach):
     assert [block.weight.grad is None for block in blocks] == [detach, detach]
 
 
+@pytest.mark.parametrize('normalize', [True, False])
 @pytest.mark.parametrize('kind', ['channel', 'mix', 'lowrank'])
-def test_start_takes_every_hidden_unit_from_one_neighbour_in_turn(kind):
+def test_start_takes_every_hidden_unit_from_one_neighbour_in_turn(kind, normalize):
     torch.manual_seed(0)
     shape = (4, 5, 1, 1)
     weights = [torch.randn(shape), torch.randn(shape)]
-    made = FusedWeight(shape, [shape, shape], start=0.3, type=kind, groups=2)(weights).flatten(1)
+    source = FusedWeight(shape, [shape, shape], 0, 0.3, kind, groups=2, normalize=normalize, rate=30.0)
+    made = source(weights).flatten(1)
     for h in range(4):
         unit = weights[h % 2].flatten(1)[h]
-        torch.testing.assert_close(made[h], 0.3 * unit / unit.norm())
+        torch.testing.assert_close(made[h], 0.3 * (unit / unit.norm() if normalize else unit))
 
 
-def test_scalar_starts_at_the_scaled_sum():
+def test_scalar_starts_at_the_scaled_sum_or_mean():
     torch.manual_seed(0)
     shape = (3, 2, 1, 1)
     weights = [torch.randn(shape), torch.randn(shape)]
     unit = [w / w.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for w in weights]
     made = FusedWeight(shape, [shape, shape], type='scalar')(weights)
     torch.testing.assert_close(made, (unit[0] + unit[1]) / 2**0.5)
+    made = FusedWeight(shape, [shape, shape], start=0.3, type='scalar', normalize=False, rate=30.0)(weights)
+    torch.testing.assert_close(made, 0.3 * (weights[0] + weights[1]) / 2)
 
 
 @pytest.mark.parametrize('kind', [*TRANSFORMS, 'own'])

@@ -7,20 +7,18 @@ import pickle
 import pytest
 import torch
 from mmdet.models.backbones import resnet
-from small import BACKBONES, build_backbone, gradients, images, loss_of
+from small import BACKBONES, WITH_CP, blocks, build_backbone, gradients, images, loss_of
 
 import repl_mm
 from repl_mm import subclass
 
 TABLE = pytest.mark.parametrize('name', BACKBONES)
-FEW = pytest.mark.parametrize('name', ['basic', 'full'])
+CHECKPOINTED = pytest.mark.parametrize('name', WITH_CP)
+BOTH = pytest.mark.parametrize(
+    ('name', 'settings'), [(name, {}) for name in BACKBONES] + [(name, dict(with_cp=True)) for name in WITH_CP]
+)
+FEW = pytest.mark.parametrize('name', ['basic', 'full', 'beit', 'swin', 'mit'])
 RTOL = dict(rtol=1e-4, atol=1e-6)
-
-
-def place(backbone, where):
-    """The block or layer at (stage, index)."""
-    stage, index = where
-    return getattr(backbone, backbone.res_layers[stage])[index]
 
 
 def check_is_a_copy(other, backbone):
@@ -28,8 +26,8 @@ def check_is_a_copy(other, backbone):
     plan = repl_mm.plan_of(backbone)
     assert repl_mm.plan_of(other) == plan
     for slot in plan.slots:
-        wanted = [place(other, where) for where in (slot.preceding, slot.succeeding) if where is not None]
-        layer = place(other, (slot.stage, slot.index))
+        wanted = [blocks(other)[where] for where in (slot.preceding, slot.succeeding) if where is not None]
+        layer = blocks(other)[slot.stage, slot.index]
         for module in layer.modules():
             if hasattr(module, 'neighbours'):
                 assert [id(block) for block in module.neighbours] == [id(block) for block in wanted]
@@ -50,17 +48,15 @@ def check_is_a_copy(other, backbone):
     torch.testing.assert_close(other(x), before, rtol=0, atol=0)
 
 
-@TABLE
-@pytest.mark.parametrize('with_cp', [False, True])
-def test_deepcopy(name, with_cp):
-    backbone = build_backbone(name, with_cp=with_cp)
+@BOTH
+def test_deepcopy(name, settings):
+    backbone = build_backbone(name, **settings)
     check_is_a_copy(copy.deepcopy(backbone), backbone)
 
 
-@TABLE
-@pytest.mark.parametrize('with_cp', [False, True])
-def test_pickle(name, with_cp):
-    backbone = build_backbone(name, with_cp=with_cp)
+@BOTH
+def test_pickle(name, settings):
+    backbone = build_backbone(name, **settings)
     pickled = pickle.dumps(backbone)
     subclass._combined.cache_clear()  # as in a new process
     check_is_a_copy(pickle.loads(pickled), backbone)
@@ -102,7 +98,7 @@ def saved_bytes(backbone, x) -> int:
     return sum(sizes.values())
 
 
-@TABLE
+@CHECKPOINTED
 def test_with_cp_gives_the_same_gradients_for_less_memory(name):
     x = images()
     plain, checkpointed = build_backbone(name), build_backbone(name, with_cp=True)
@@ -110,7 +106,7 @@ def test_with_cp_gives_the_same_gradients_for_less_memory(name):
     assert saved_bytes(checkpointed, x) < 0.8 * saved_bytes(plain, x)
 
 
-@TABLE
+@CHECKPOINTED
 def test_with_cp_leaves_blocks_what_they_are(name):
     plain, checkpointed = build_backbone(name), build_backbone(name, with_cp=True)
     assert list(checkpointed.state_dict()) == list(plain.state_dict())
@@ -146,7 +142,8 @@ def test_autocast_runs_layers_in_bfloat16_and_the_synthesis_in_float32(name):
     assert found.keys() == wanted.keys()
     for key, gradient in found.items():
         assert gradient.dtype == torch.float32
-        assert (gradient - wanted[key]).norm() < 0.2 * wanted[key].norm() + 1e-3, key
+        rounding = 1e-3 if gradient.numel() > 1 else 2e-2  # a single number's gradient sums over whole weights
+        assert (gradient - wanted[key]).norm() < 0.2 * wanted[key].norm() + rounding, key
 
 
 # ---- trace, export, compile ---------------------------------------------------------------------------------------
@@ -169,16 +166,25 @@ def test_a_folded_backbone_is_traced_and_exported(name, how, tmp_path):
         torch.testing.assert_close(tuple(graph(other)), backbone(other), **RTOL)
 
 
-@pytest.mark.parametrize('name, backend', [('full', 'eager'), ('basic', 'aot_eager')])
-def test_compile_makes_one_graph_with_the_same_gradients(name, backend):
-    backbone = build_backbone(name)
+@pytest.mark.parametrize(
+    'name, settings, backend',
+    [
+        ('full', {}, 'eager'),
+        ('basic', {}, 'aot_eager'),
+        ('vit_full', dict(num_layers=3, out_indices=(2,)), 'eager'),
+        ('vit', dict(num_layers=3, out_indices=(2,)), 'aot_eager'),
+    ],
+)
+def test_compile_makes_one_graph_with_the_same_gradients(name, settings, backend):
+    backbone = build_backbone(name, **settings)
     torch._dynamo.reset()
     compiled = torch.compile(backbone, backend=backend, fullgraph=True)
     x = images()
     torch.testing.assert_close(gradients(backbone, x, call=compiled), gradients(backbone, x), **RTOL)
 
     with torch.no_grad():  # the graph reads the neighbours' weights, it has not baked them in
-        place(backbone, (2, 0)).conv1.weight.neg_()
+        for parameter in blocks(backbone)[repl_mm.plan_of(backbone).slots[-1].preceding].parameters():
+            parameter.neg_()
     torch.testing.assert_close(gradients(backbone, x, call=compiled), gradients(backbone, x), **RTOL)
 
 

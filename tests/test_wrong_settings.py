@@ -6,6 +6,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 
 from repl_mm import PlanError, apply_repl, plan_of
+from repl_mm.families import encoder
 
 R50 = dict(type='RepLResNet', depth=50, base_channels=8)
 FREE = 'stage 0 is frozen (frozen_stages), a computing layer there would never be trained'
@@ -17,8 +18,14 @@ CONTEXT = dict(type='ContextBlock', ratio=0.25)
 PLUGINS = dict(plugins=[dict(cfg=CONTEXT, stages=(False, False, False, True), position='after_conv3')])
 TRIDENT = dict(type='RepLTridentResNet', num_branch=3, test_branch_idx=1, trident_dilations=(1, 2, 3))
 TRIDENT.update(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,))
+TOKENS = dict(_scope_='mmseg', img_size=32, embed_dims=8, num_layers=6, num_heads=2)
+VIT = dict(TOKENS, type='RepLVisionTransformer')
+SWIN = dict(_scope_='mmdet', type='RepLSwinTransformer', embed_dims=8, num_heads=(1, 1, 1, 1))
+SVT = dict(_scope_='mmseg', type='RepLSVT', embed_dims=[8, 8, 8], num_heads=[1, 1, 1])
+LAYERS = ', '.join(map(repr, encoder.OPERATORS))
 
-# what is given as ``replace``, what else is changed in R50, and what the message has to name: key, value, valid values
+# what is given as ``replace``, what else is changed in R50 (settings with a ``_scope_`` stand for themselves), and
+# what the message has to name: key, value, valid values
 TABLE = {
     'replace is no dict': (True, {}, ['replace=True', 'a dict with keys among every, stages, slots, mode']),
     'replace is a number': (2, {}, ['replace=2', 'a dict']),
@@ -100,13 +107,60 @@ TABLE = {
         dict(type='RepLDetectoRS_ResNet'),
         ["type='RepLDetectoRS_ResNet'", 'second input', "use the stock type 'DetectoRS_ResNet'"],
     ),
+    'mlp on a ResNet': (dict(operator='mlp'), {}, ["replace.operator='mlp'", OPERATORS]),
+    'separable on a ViT': (dict(operator='separable'), VIT, ["replace.operator='separable'", LAYERS]),
+    'conv on a Swin': (dict(operator='conv'), SWIN, ["replace.operator='conv'", LAYERS]),
+    'three linear layers': (dict(), dict(VIT, num_fcs=3), ['TransformerEncoderLayer', '3 linear layers', 'num_fcs=2']),
+    'three in a BEiT': (dict(operator='mixer'), dict(TOKENS, type='RepLBEiT', num_fcs=3), ['BEiTT', 'num_fcs=2']),
+    'batch norm in a ViT': (
+        dict(),
+        dict(VIT, norm_cfg=dict(type='BN1d')),
+        ['TransformerEncoderLayer', 'norm_cfg', 'BatchNorm1d', "dict(type='LN')"],
+    ),
+    'group norm in a Swin': (
+        dict(),
+        dict(SWIN, norm_cfg=dict(type='GN', num_groups=2)),
+        ['SwinBlock', 'norm_cfg', 'GroupNorm', "dict(type='LN')"],
+    ),
+    'all layers frozen': (
+        dict(),
+        dict(VIT, frozen_exclude=['pos_embed']),
+        ['replace.every=3', 'VisionTransformer', '(6,)', 'frozen stages [0]'],
+    ),
+    'slot in frozen layers': (
+        dict(slots=[(0, 1)]),
+        dict(VIT, frozen_exclude=[]),
+        ['replace.slots', '(0, 1)', 'frozen'],
+    ),
+    'all stages of a Swin frozen': (
+        dict(),
+        dict(SWIN, frozen_stages=4),
+        ['replace.every=3', 'SwinTransformer', '(2, 2, 6, 2)', 'frozen stages [0, 1, 2, 3]'],
+    ),
+    'first of all layers': (dict(slots=[(0, 0)]), VIT, ['replace.slots', '(0, 0)', 'no kept block precedes it']),
+    'full between other layers': (
+        dict(operator='full'),
+        SVT,
+        [
+            "replace.operator='full'",
+            'GSAEncoderLayer',
+            "'attn.attn.in_proj_weight'",
+            'LSAEncoderLayer',
+            "'mlp' or 'mixer'",
+        ],
+    ),
 }
+
+
+def whole(backbone):
+    """All settings of a row's backbone."""
+    return dict(backbone) if '_scope_' in backbone else R50 | backbone
 
 
 @pytest.mark.parametrize('case', TABLE)
 def test_message(case):
     replace, backbone, named = TABLE[case]
-    cfg = ConfigDict({**R50, **backbone, 'replace': replace})
+    cfg = ConfigDict({**whole(backbone), 'replace': replace})
     with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(PlanError) as caught:
         MODELS.build(cfg)
     message = str(caught.value)
@@ -123,7 +177,7 @@ def snapshot(backbone):
 def test_nothing_is_half_done(case):
     """Whatever is refused leaves a built backbone as it was: modules, weights, no plan."""
     replace, settings, _ = TABLE[case]
-    settings = {**R50, **settings}
+    settings = whole(settings)
     settings['type'] = settings['type'].removeprefix('RepL')
     with DefaultScope.overwrite_default_scope('mmdet'):
         backbone = MODELS.build(settings)

@@ -98,5 +98,8 @@ def borrow(neighbours: tuple, neighbour_weights, name: str, detach: bool) -> lis
 
 
 def _key(name: str) -> str:
-    """A dotted name as a name that a module may have."""
-    return name.replace('.', '/')
+    """A dotted name as a name that a module may have.
+
+    Initialization code of Swin, BEiT and MAE takes every key with 'relative_position_bias_table' in it for a table.
+    """
+    return name.replace('.', '/').replace('bias_table', 'table')

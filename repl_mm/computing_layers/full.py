@@ -11,9 +11,9 @@ from .base import Synthesizing, recomputed
 class FullSurrogate(Synthesizing):
     """The replaced block itself, run with synthesized weights in place of its own.
 
-    The block loses the parameters that are synthesized. Empty buffers stand in their places, because initialization
-    code of mm backbones walks over all linear layers and convolutions. What is not synthesized (batch norms) stays
-    the layer's own.
+    The block loses the parameters that are synthesized. Empty tensors stand in their places, because initialization
+    code of mm backbones walks over all linear layers and convolutions; they are no buffers, because EMAHook would swap
+    what is folded there with its copy's. What is not synthesized (batch norms) stays the layer's own.
 
     Args:
         block (nn.Module): The replaced block, or a copy of it; it is changed. Its ``with_cp`` becomes the computing
@@ -28,7 +28,7 @@ class FullSurrogate(Synthesizing):
         for name in self.names:
             owner, leaf = self.place(name)
             delattr(owner, leaf)
-            owner.register_buffer(leaf, torch.empty(0), persistent=False)
+            setattr(owner, leaf, torch.empty(0))
         self.with_cp = getattr(block, 'with_cp', False)
         block.with_cp = False
 
@@ -54,7 +54,8 @@ class FullSurrogate(Synthesizing):
 
     def run(self, synthesize, *args, **kwargs) -> Tensor:
         """The block with the weights that ``synthesize()`` gives."""
-        weights = {name: weight for name, (weight, _) in zip(self.names, synthesize(), strict=True)}
+        # views: a free weight (mode 'own') is a parameter, and would become one of the block
+        weights = {name: weight.view_as(weight) for name, (weight, _) in zip(self.names, synthesize(), strict=True)}
         return functional_call(self.repl['block'], weights, args, kwargs)
 
     def compute(self, x: Tensor, *args, **kwargs) -> Tensor:

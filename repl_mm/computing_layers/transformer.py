@@ -1,5 +1,7 @@
 """The computing layer of transformer encoder layers."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,7 +57,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def depthwise(x: Tensor, weight: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     """Depthwise convolution of tokens ``(N, H * W, C)``; weight ``(C, k * k + 1)``, the last column the bias."""
-    size = round((weight.shape[1] - 1) ** 0.5)
+    size = math.isqrt(int(weight.shape[1]) - 1)  # torch.jit.trace gives shapes as tensors
     kernel = weight[:, :-1].reshape(-1, 1, size, size)
     x = x.transpose(1, 2).unflatten(2, hw_shape)
     x = F.conv2d(x, kernel, weight[:, -1], padding=size // 2, groups=len(kernel))

@@ -7,6 +7,7 @@ of its weight: the affine part of the norm in front of it, LayerScale behind it,
 
 import copy
 import functools
+import os
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from .. import fusion
 from ..computing_layers import ComputingLayer, FullSurrogate, TransformerSurrogate
 from ..plan import Plan, PlanError
+from ..subclass import Specialized, specialize
 
-OPERATORS = ('mlp', 'mixer', 'full')
+OPERATORS = ('mixer', 'mlp', 'full')
 DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
+RATE = 30.0  # of the fusion coefficients: transformers are trained by AdamW, and their weights are of the size 1 / 30
 START = 0.1  # of the last operator of a branch: a converted network starts near the network without the layer
 
 
@@ -124,7 +127,7 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
 
 def _synthesis(plan, neighbours, borrowed, role, shape, dim=0, start=1.0, bias=False, **settings) -> fusion.Synthesis:
     shapes = [tuple(weight.shape) for block in neighbours for weight in borrowed(block, role)]
-    settings = dict(plan.fusion, normalize=False, **settings)
+    settings = dict(plan.fusion, normalize=False, rate=RATE, **settings)
     return fusion.Synthesis(fusion.build_source(plan.mode, shape, shapes, dim, start, settings), None, bias)
 
 
@@ -154,8 +157,8 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borro
         shape = tuple(parameter.shape)
         if not any(borrowed(neighbour, name) for neighbour in neighbours[: 1 if plan.mode == 'share' else None]):
             raise PlanError(
-                f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none has "
-                f"{name!r} (they are {', '.join(type(n).__name__ for n in neighbours)}): expected 'mlp' or 'mixer'"
+                f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none "
+                f"has {name!r} (they are {', '.join(type(n).__name__ for n in neighbours)}): expected 'mlp' or 'mixer'"
             )
         settings = {}
         if len(shape) == 1 or 'relative_position' in name:
@@ -165,3 +168,38 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borro
         dim = int(len(shape) > 1 and shape[0] <= shape[1])
         syntheses[name] = _synthesis(plan, neighbours, borrowed, name, shape, dim, **settings)
     return FullSurrogate(block, syntheses, neighbours, borrowed, plan.detach)
+
+
+TABLE = 'relative_position_bias_table'
+
+
+def finish(backbone: nn.Module) -> None:
+    """Prepare for initialization code that looks up every table of relative positions of a checkpoint in the model."""
+    if any(key.endswith(TABLE) for key in backbone.state_dict()):
+        specialize(backbone, _WithTables)
+
+
+class _WithTables(Specialized):
+    """Swin, BEiT and MAE bring the tables of a checkpoint to the sizes of their own: replaced blocks have none."""
+
+    _initializing = False
+
+    def init_weights(self) -> None:
+        self._initializing = True
+        try:
+            super().init_weights()
+        finally:
+            del self._initializing
+
+    def state_dict(self, *args, **kwargs) -> dict:
+        state = super().state_dict(*args, **kwargs)
+        return _Lookup(state) if self._initializing else state
+
+
+class _Lookup(dict):
+    """A state dict in which a replaced block's table is the one of a block near it; loading drops it later."""
+
+    def __missing__(self, key: str) -> Tensor:
+        if not key.endswith(TABLE):
+            raise KeyError(key)
+        return self[max(filter(lambda k: k.endswith(TABLE), self), key=lambda k: len(os.path.commonprefix([k, key])))]

@@ -13,7 +13,7 @@ from ..plan import Plan, PlanError
 
 OPERATORS = ('separable', 'pointwise', 'narrow', 'conv', 'full')
 DEFAULTS = dict(every=2, ratio=0.5, fusion=dict(type='mix', groups=2))
-BACKBONES = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'RegNet', 'Res2Net', 'ResNeSt')
+BACKBONES = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'RegNet', 'Res2Net', 'ResNeSt', 'CifarResNet')
 REFUSED = {
     'DetectoRS_ResNet': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',
     'DetectoRS_ResNeXt': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',

@@ -6,7 +6,7 @@ Neighbours have opposite window shifts. The light operators borrow MLPs, values 
 
 from torch import nn
 
-from .encoder import DEFAULTS, OPERATORS, build  # noqa: F401  (part of the family)
+from .encoder import DEFAULTS, OPERATORS, build, finish  # noqa: F401  (part of the family)
 
 BACKBONES = ('SwinTransformer',)
 REFUSED = {}
