@@ -20,12 +20,12 @@ SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def _scopes() -> list[str]:
-    """Where to look for a stock backbone: the current scope, then what is imported, then what is installed."""
+    """Where to look for a stock backbone: the current scope, what is imported, what is installed, our own."""
     current = DefaultScope.get_current_instance()
     scopes = [current.scope_name] if current is not None else []
     scopes += [s for s in SCOPES if sys.modules.get(s)]
     scopes += [s for s in SCOPES if find_spec(s) is not None]
-    return list(dict.fromkeys(scopes))
+    return list(dict.fromkeys([*scopes, 'repl_mm']))
 
 
 def stock_class(name: str) -> type:

@@ -98,11 +98,16 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     own = {prefix + key: value for key, value in backbone.state_dict().items()}
     saved = state_dict.get(prefix + PLAN_KEY)
     state_dict_keys = [key for key in state_dict if key.startswith(prefix)]
+    loaded = [key for key in state_dict_keys if key in own and state_dict[key].shape == own[key].shape]
     if saved is not None:
         refuse_difference(decode_plan(saved), plan, 'the checkpoint')
         state_dict[prefix + PLAN_KEY] = own[prefix + PLAN_KEY]
+        print_log(
+            f'RepL: weights of the same plan for {type(backbone).__name__}: {len({*loaded} - {prefix + PLAN_KEY})} of '
+            f'{len(own) - 1} tensors loaded',
+            logger='current',
+        )
         return
-    loaded = [key for key in state_dict_keys if key in own and state_dict[key].shape == own[key].shape]
     if not loaded:
         return  # not weights of this backbone at all: let the loader say so
     places = tuple(

@@ -453,6 +453,7 @@ def _dicts(node, path=()):
 
 def _init_keys(cfg, scope):
     """Keyword arguments with their defaults that a config's class and its base classes take."""
+    scope = cfg.get('_scope_', scope)
     with DefaultScope.overwrite_default_scope(scope), MODELS.switch_scope_and_registry(None) as registry:
         kind = cfg['type'] if isinstance(cfg['type'], type) else registry.get(cfg['type'])
     if kind is None:

@@ -1,15 +1,34 @@
 """The registries of scope ``repl_mm``: a config may say ``type='repl_mm.RepLResNet'`` without any import.
 
 Builders and hooks are registered at mmengine's root registry as well, so that after
-``custom_imports = dict(imports=['repl_mm'])`` the plain names work in every scope.
+``custom_imports = dict(imports=['repl_mm'])`` the plain names work in every scope. What is for classification is in
+this scope only: ``default_scope = 'repl_mm'``, or the prefix.
 """
 
+from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import Registry
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+from mmengine.registry import Registry, root
 
-MODELS = Registry('model', parent=ROOT_MODELS, scope='repl_mm', locations=['repl_mm.backbones'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='repl_mm', locations=['repl_mm.hook'])
+
+def _child(parent: Registry, *locations: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope='repl_mm', locations=[f'repl_mm.{name}' for name in locations])
+
+
+MODELS = _child(ROOT_MODELS, 'backbones', 'classification')
+HOOKS = _child(ROOT_HOOKS, 'hook')
+DATASETS = _child(ROOT_DATASETS, 'classification')
+METRICS = _child(ROOT_METRICS, 'classification')
+FUNCTIONS = _child(ROOT_FUNCTIONS, 'classification')
+TRANSFORMS = _child(ROOT_TRANSFORMS, 'classification.transforms')
+
+# Nothing of ours is in the others; without them mmengine would warn of every look-up under default_scope='repl_mm'.
+for _parent in [found for found in vars(root).values() if isinstance(found, Registry)]:
+    if 'repl_mm' not in _parent.children:
+        _child(_parent)
 
 
 def register(registry: Registry, name: str, thing) -> None:

@@ -70,7 +70,8 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     borrowed = []
     for slot in plan.slots:
         neighbours = tuple(stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding)))
-        layers[slot] = family.build(plan, stages[slot.stage][slot.index], neighbours)
+        block = stages[slot.stage][slot.index]
+        layers[slot] = family.build(plan, block, neighbours).to(next(block.parameters()))  # its device and precision
         borrowed += neighbours
     for slot, layer in layers.items():
         stages[slot.stage][slot.index] = layer

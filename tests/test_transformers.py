@@ -38,7 +38,6 @@ def replaced(stock, place, **replace):
     """A computing layer in a copy of a backbone, and its input in that backbone."""
     backbone = copy.deepcopy(stock)
     repl_mm.apply_repl(backbone, slots=[place], **replace)
-    backbone.double()
     layer = blocks(backbone)[place]
     inputs = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args))
@@ -413,3 +412,10 @@ def test_default_plan_keeps_most_of_the_saving(name):
     assert cost.share_kept(after, before, limit, 'flops') >= 0.75
     assert cost.share_kept(after, before, limit, 'activation_bytes') >= 0.7
     assert after.params <= 0.7 * before.params
+
+
+def test_computing_layers_are_built_where_the_backbone_is():
+    vit = build(TRANSFORMERS['vit']).double()
+    repl_mm.apply_repl(vit)
+    assert {p.dtype for p in vit.parameters()} == {torch.float64}
+    assert vit(images().double())[0].dtype == torch.float64

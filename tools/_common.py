@@ -4,6 +4,7 @@ Nothing here imports mmdet, mmseg or mmpretrain: the config's ``default_scope`` 
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -12,6 +13,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -19,8 +21,10 @@ from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils import digit_version
 
 from repl_mm import PlanError  # the import also allows mmengine's own classes in weights-only loading
+from repl_mm.classification import DataError
 
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine 0.10.7 uses it, again and again
 
@@ -32,11 +36,12 @@ def stop(message):
 
 @contextmanager
 def one_line_errors():
-    """Ends in one line on an error in the plan; every other error keeps its traceback."""
+    """Ends in one line on an error in the plan or in a dataset's files; every other error keeps its traceback."""
     try:
         yield
-    except PlanError as error:
-        stop(' '.join(str(error).split()))
+    except (PlanError, DataError) as error:
+        message = str(error).rpartition('DataError: ')[2]  # a loader's worker puts its traceback in front
+        stop(' '.join(message.split()))
 
 
 def make_parser(description):
@@ -117,7 +122,7 @@ def set_data_root(cfg, folder):
 
 
 def check_data(cfg, *phases):
-    """Ends in one line if a dataset or an evaluator of the config reads a path that does not exist.
+    """Ends in one line if a dataset or an evaluator of the config reads a path that does not exist, or cannot work.
 
     Args:
         cfg (Config): The config.
@@ -129,6 +134,7 @@ def check_data(cfg, *phases):
             f'dataset not found, expected: {", ".join(sorted(missing))} (in {os.getcwd()}); '
             '--data-root FOLDER names another place'
         )
+    check_metrics(cfg, *phases)
 
 
 def expected_paths(cfg, phase):
@@ -144,11 +150,29 @@ def expected_paths(cfg, phase):
         paths = [os.path.join(dataset.get('data_root') or '', name) for name in names]
         if not (is_remote(dataset, paths) or downloads_itself(cfg, dataset)):
             yield from filter(None, paths)
-    evaluators = cfg.get(f'{phase}_evaluator') or []
-    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+    for evaluator in evaluators(cfg, phase):
         path = evaluator.get('ann_file')
         if isinstance(path, str) and not is_remote(evaluator, [path]):
             yield path
+
+
+def evaluators(cfg, phase):
+    """Returns the list of the configs of the metrics of ``phase``."""
+    found = cfg.get(f'{phase}_evaluator') or []
+    return [found] if isinstance(found, dict) else found
+
+
+def check_metrics(cfg, *phases):
+    """Ends in one line if a metric of the config cannot work with what is installed, before anything is computed."""
+    kinds = [str(metric.get('type')).lower() for phase in phases for metric in evaluators(cfg, phase)]
+    if hasattr(np, 'in1d') or not any('cityscapesmetric' in kind for kind in kinds):
+        return
+    version = importlib.metadata.version('cityscapesscripts')
+    if digit_version(version) <= digit_version('2.3.0'):
+        stop(
+            f'CityscapesMetric: cityscapesscripts {version} calls numpy.in1d, which numpy {np.__version__} does not '
+            "have: install 'numpy<2.4'"
+        )
 
 
 def inner_datasets(node):

@@ -11,8 +11,6 @@ reads the official python batches of CIFAR-10 and the weights of the public PyTo
 """
 
 import argparse
-import pickle
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ from rich.progress import track
 from torch import nn
 
 import repl_mm
+from repl_mm.classification import CIFAR10, CifarResNet, DataError
 
 SLOTS = [(stage, index) for stage in range(3) for index in (1, 3)]
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
@@ -48,40 +47,15 @@ ARMS = {
 }
 
 
-class BasicBlock(nn.Module):
-    """Residual block with a parameter-free shortcut: every second position, zeros for new channels."""
-
-    def __init__(self, inplanes, planes, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.stride = stride
-        self.new = (planes - inplanes) // 2
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.stride > 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.new, self.new))
-        return F.relu(out + x)
-
-
-class ResNet(nn.Module):
-    """ResNet-32 for 32x32 images: three stages of five blocks, 16, 32 and 64 channels."""
+class ResNet(CifarResNet):
+    """ResNet-32 with its linear layer, named as in the public weights."""
 
     def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        for stage, (inplanes, planes) in enumerate([(16, 16), (16, 32), (32, 64)]):
-            first = BasicBlock(inplanes, planes, 2 if stage else 1)
-            blocks = [BasicBlock(planes, planes, 1) for _ in range(4)]
-            self.add_module(f'layer{stage + 1}', nn.Sequential(first, *blocks))
+        super().__init__(depth=32)
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x):
-        return self.linear(self.before(x, 3, 0).mean((2, 3)))
+        return self.linear(super().forward(x)[0].mean((2, 3)))
 
     def before(self, x, stage, index):
         """The input of a block."""
@@ -93,15 +67,13 @@ class ResNet(nn.Module):
         return x
 
 
-def load(folder, name):
-    """Normalized images (N, 3, 32, 32) and labels of one official batch file."""
-    path = Path(folder) / name
-    if not path.is_file():
-        raise SystemExit(f"operator_study: '{path}' not found; expected the python batches of CIFAR-10 there")
-    with path.open('rb') as file:
-        batch = pickle.load(file, encoding='bytes')
-    images = torch.from_numpy(batch[b'data']).view(-1, 3, 32, 32).float() / 255
-    return (images - MEAN) / STD, torch.tensor(batch[b'labels'])
+def load(folder, split):
+    """At most 10,000 normalized images (N, 3, 32, 32) and labels of a split."""
+    try:
+        data = CIFAR10(folder, split, indices=10000)
+    except DataError as error:
+        raise SystemExit(f'operator_study: {error}') from None
+    return (data.images / 255 - MEAN) / STD, data.labels
 
 
 @torch.no_grad()
@@ -170,9 +142,9 @@ def main():
     state = torch.load(args.weights, map_location='cpu', weights_only=True)['state_dict']
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     torch.manual_seed(args.seed)
-    train = load(args.cifar, 'data_batch_1')
+    train = load(args.cifar, 'train')
     images = train[0][torch.randperm(len(train[0]))[: args.images]]
-    test = [part[: args.test_images] for part in load(args.cifar, 'test_batch')]
+    test = [part[: args.test_images] for part in load(args.cifar, 'test')]
 
     def network(replace=None):
         net = ResNet()

@@ -127,7 +127,7 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
 
 def _synthesis(plan, neighbours, borrowed, role, shape, dim=0, start=1.0, bias=False, **settings) -> fusion.Synthesis:
     shapes = [tuple(weight.shape) for block in neighbours for weight in borrowed(block, role)]
-    settings = dict(plan.fusion, normalize=False, rate=RATE, **settings)
+    settings = {**plan.fusion, 'normalize': False, 'rate': RATE, **settings}
     return fusion.Synthesis(fusion.build_source(plan.mode, shape, shapes, dim, start, settings), None, bias)
 
 
@@ -160,11 +160,11 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borro
                 f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none "
                 f"has {name!r} (they are {', '.join(type(n).__name__ for n in neighbours)}): expected 'mlp' or 'mixer'"
             )
-        settings = {}
+        settings = dict(rate=1.0)  # these coefficients start whole: quicker ones diverge under SGD
         if len(shape) == 1 or 'relative_position' in name:
-            settings = dict(type='scalar')
+            settings['type'] = 'scalar'
         elif plan.fusion['type'] == 'mix' and ('qkv' in name or 'in_proj' in name):
-            settings = dict(groups=3 * plan.fusion['groups'])  # query, key and value are not mixed with each other
+            settings['groups'] = 3 * plan.fusion['groups']  # query, key and value are not mixed with each other
         dim = int(len(shape) > 1 and shape[0] <= shape[1])
         syntheses[name] = _synthesis(plan, neighbours, borrowed, name, shape, dim, **settings)
     return FullSurrogate(block, syntheses, neighbours, borrowed, plan.detach)

@@ -29,8 +29,14 @@ def openers(backbone: nn.Module) -> tuple:
 
 
 def finish(backbone: nn.Module) -> None:
-    """Prepare for the initialization code of BEiT and MAE, which asks every layer for parts of its attention."""
+    """Prepare for the initialization code of these classes.
+
+    That of MAE asks every layer for parts of its attention. None reads the ``prefix`` of a dict ``init_cfg``; a list
+    is left to mmengine, which does.
+    """
     encoder.finish(backbone)
+    if isinstance(backbone.init_cfg, dict) and 'prefix' in backbone.init_cfg:
+        backbone.init_cfg = [backbone.init_cfg]
     if hasattr(backbone, 'fix_init_weight'):
         nothing = SimpleNamespace(weight=torch.empty(0))  # MAE rescales these in place
         for layer in backbone.layers:

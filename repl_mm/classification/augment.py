@@ -1,0 +1,150 @@
+"""Augmentation of whole batches, on the device where they are: every image gets its own random numbers.
+
+A batch transform takes images (N, C, H, W) and labels, classes (N,) or their probabilities (N, classes); it returns
+both.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..registry import MODELS
+
+
+def _check(owner: nn.Module, low: float, high: float, **values) -> None:
+    """Set the values as attributes.
+
+    Raises:
+        ValueError: One is not in ``low..high``.
+    """
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            name = type(owner).__name__
+            raise ValueError(f'{name}.{key}={value!r} is not valid: expected a number from {low:g} to {high:g}')
+        setattr(owner, key, value)
+
+
+def _boxes(images: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    """A rectangle in each image: its height and width (N,) in pixels, cut to the image's, at a random place in it.
+
+    Returns:
+        Tensor: True inside, (N, 1, H, W).
+    """
+    inside = []
+    for size, sides in zip(images.shape[2:], (heights, widths), strict=True):
+        sides = sides.round().clamp(0, size)
+        start = (torch.rand_like(sides) * (size - sides + 1)).floor()[:, None]
+        places = torch.arange(size, device=images.device)
+        inside.append((places >= start) & (places < start + sides[:, None]))
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+
+@MODELS.register_module()
+class BatchCrop(nn.Module):
+    """Shift every image by up to ``padding`` pixels and fill with zeros: pad and crop.
+
+    Args:
+        padding (int): Pixels on each side. Default: 4.
+    """
+
+    def __init__(self, padding: int = 4):
+        super().__init__()
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise ValueError(f'BatchCrop.padding={padding!r} is not valid: expected an integer of at least 0')
+        self.padding = padding
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        num, _, height, width = images.shape
+        top, left = torch.randint(2 * self.padding + 1, (2, num, 1), device=images.device)
+        rows = top + torch.arange(height, device=images.device)
+        columns = left + torch.arange(width, device=images.device)
+        padded = F.pad(images, 4 * [self.padding]).permute(0, 2, 3, 1)
+        batch = torch.arange(num, device=images.device)[:, None, None]
+        return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2), labels
+
+
+@MODELS.register_module()
+class BatchFlip(nn.Module):
+    """Mirror images, left to right.
+
+    Args:
+        prob (float): Share of the images. Default: 0.5.
+    """
+
+    def __init__(self, prob: float = 0.5):
+        super().__init__()
+        _check(self, 0, 1, prob=prob)
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.prob
+        return torch.where(chosen, images.flip(3), images), labels
+
+
+@MODELS.register_module()
+class BatchErase(nn.Module):
+    """Put noise into a rectangle of an image (random erasing).
+
+    Args:
+        prob (float): Share of the images. Default: 0.25.
+        area (tuple[float]): Smallest and largest share of the image's area. Default: (0.02, 0.33).
+        aspect (float): The sides' ratio is between ``aspect`` and its inverse; sides are cut to the image's.
+            Default: 0.3.
+    """
+
+    def __init__(self, prob: float = 0.25, area=(0.02, 0.33), aspect: float = 0.3):
+        super().__init__()
+        _check(self, 0, 1, prob=prob)
+        _check(self, 0.01, 1, aspect=aspect)
+        if len(area) != 2 or not 0 <= area[0] <= area[1] <= 1:
+            raise ValueError(f'BatchErase.area={area!r} is not valid: expected two rising numbers from 0 to 1')
+        self.area = area
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        share, ratio, chosen = torch.rand(3, len(images), device=images.device)
+        low, high = self.area
+        area = (low + share * (high - low)) * images.shape[2] * images.shape[3] * (chosen < self.prob)
+        ratio = self.aspect ** (2 * ratio - 1)
+        inside = _boxes(images, (area * ratio).sqrt(), (area / ratio).sqrt())
+        return torch.where(inside, torch.randn_like(images), images), labels
+
+
+@MODELS.register_module()
+class BatchMix(nn.Module):
+    """Mixup and CutMix: mix every image with its partner, the image at its place in the reversed batch.
+
+    An image is mixed by one of the two, both alike if both are on; its label becomes the mixture of the two labels.
+
+    Args:
+        num_classes (int): Number of classes.
+        mixup (float): Parameter of mixup's beta distribution; 0: no mixup. Default: 0.8.
+        cutmix (float): Parameter of CutMix's beta distribution; 0: no CutMix. Default: 1.
+        prob (float): Share of the images that are mixed. Default: 1.
+    """
+
+    def __init__(self, num_classes: int, mixup: float = 0.8, cutmix: float = 1.0, prob: float = 1.0):
+        super().__init__()
+        _check(self, 0, 1, prob=prob)
+        _check(self, 0, 1000, mixup=mixup, cutmix=cutmix)
+        if not mixup and not cutmix:
+            raise ValueError('BatchMix.mixup=0 and BatchMix.cutmix=0 leave nothing to do: expected one above 0')
+        self.num_classes = num_classes
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        num, _, height, width = images.shape
+        labels = F.one_hot(labels, self.num_classes).float() if labels.dim() == 1 else labels
+        share = 0.5 if self.mixup and self.cutmix else float(self.cutmix > 0)
+        cut = torch.rand(num, device=images.device) < share
+        keep = torch.where(cut, self._beta(self.cutmix, images), self._beta(self.mixup, images))
+        keep = torch.where(torch.rand(num, device=images.device) < self.prob, keep, 1.0)
+        side = (1 - keep).sqrt()
+        inside = _boxes(images, side * height, side * width)
+        # the share of the image itself, at every pixel
+        own = torch.where(cut[:, None, None, None], (~inside).float(), keep[:, None, None, None])
+        images = own * images + (1 - own) * images.flip(0)
+        own = own.mean((2, 3))
+        return images, own * labels + (1 - own) * labels.flip(0)
+
+    @staticmethod
+    def _beta(parameter: float, images: Tensor) -> Tensor:
+        parameter = torch.tensor(float(parameter or 1), device=images.device)
+        return torch.distributions.Beta(parameter, parameter).sample((len(images),))

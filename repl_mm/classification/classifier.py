@@ -1,0 +1,135 @@
+"""The classifier, and what happens to a batch of images before it."""
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor, nn
+
+from ..registry import MODELS
+
+
+@MODELS.register_module()
+class ClsDataPreprocessor(BaseDataPreprocessor):
+    """Move a batch to the model's device, normalize it there, and augment it in training.
+
+    Args:
+        mean (Sequence[float]): Mean of the channels, in RGB order, of values in 0..255.
+        std (Sequence[float]): Standard deviation of the channels.
+        augments (Sequence[dict]): Batch transforms of :mod:`repl_mm.classification.augment`, in their order; they work
+            on normalized images, so what they fill with zeros has the mean color. Default: none.
+        non_blocking (bool): Copy from pinned memory while the device works. Default: False.
+    """
+
+    def __init__(self, mean, std, augments=(), non_blocking=False):
+        super().__init__(non_blocking)
+        self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.augments = nn.ModuleList(MODELS.build(augment) for augment in augments)
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Normalize and augment.
+
+        Args:
+            data (dict): ``inputs``, uint8 images (N, 3, H, W) in RGB order, and ``labels``, their classes (N,).
+            training (bool): Whether to augment. Default: False.
+
+        Returns:
+            dict: ``inputs``, float32 (N, 3, H, W), and ``labels``: classes (N,), or their probabilities (N, classes)
+            where images were mixed.
+        """
+        data = self.cast_data(data)
+        images = (data['inputs'].float() - self.mean) / self.std
+        labels = data['labels']
+        if training:
+            for augment in self.augments:
+                images, labels = augment(images, labels)
+        return dict(inputs=images, labels=labels)
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """A backbone, pooling, and a linear layer.
+
+    The last output of the backbone is what is classified: its class token if it is a pair (feature map, class token),
+    as mmseg's VisionTransformer gives with ``output_cls_token=True``; else the mean over all positions of the feature
+    map.
+
+    Args:
+        backbone (dict): Config of the backbone.
+        num_classes (int): Number of classes.
+        in_channels (int): Channels of the backbone's last output.
+        label_smoothing (float): Share of the target that is spread over all classes. Default: 0.
+        channels_last (bool): Keep images and the backbone's weights in channels-last memory. Default: False.
+        data_preprocessor (dict | None): Config of the data preprocessor. Default: None.
+        init_cfg (dict | list[dict] | None): As of any mmengine module. Default: None.
+
+    Raises:
+        ValueError: A setting is not valid, or does not fit the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        num_classes,
+        in_channels,
+        label_smoothing=0.0,
+        channels_last=False,
+        data_preprocessor=None,
+        init_cfg=None,
+    ):
+        for key, value in (('num_classes', num_classes), ('in_channels', in_channels)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f'ImageClassifier.{key}={value!r} is not valid: expected an integer of at least 1')
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f'ImageClassifier.label_smoothing={label_smoothing!r} is not valid: expected a number in [0, 1)'
+            )
+        super().__init__(data_preprocessor, init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.head = nn.Linear(in_channels, num_classes)
+        self.label_smoothing = label_smoothing
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def init_weights(self) -> None:
+        """Initialize, then change the memory format, on which random numbers depend."""
+        super().init_weights()
+        self.backbone.to(memory_format=self.memory_format)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'):
+        """Classify images.
+
+        Args:
+            inputs (Tensor): Images (N, 3, H, W).
+            labels (Tensor | None): Classes (N,), or their probabilities (N, num_classes). Default: None.
+            mode (str): 'tensor', 'loss' or 'predict'. Default: 'tensor'.
+
+        Returns:
+            Tensor | dict | list[dict]: 'tensor': logits (N, num_classes); 'loss': the cross entropy as ``loss``;
+            'predict': for every image its ``scores`` (num_classes,) and, where labels are given, its ``label``.
+        """
+        logits = self.head(self.pooled(inputs)).float()
+        if mode == 'tensor':
+            return logits
+        if mode == 'loss':
+            return dict(loss=F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing))
+        if mode == 'predict':
+            scores = logits.softmax(1)
+            if labels is None:
+                return [dict(scores=score) for score in scores]
+            return [dict(scores=score, label=label) for score, label in zip(scores, labels, strict=True)]
+        raise ValueError(f"mode={mode!r} is not valid: expected 'tensor', 'loss' or 'predict'")
+
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """What the linear layer sees of the images: (N, in_channels)."""
+        out = self.backbone(inputs.contiguous(memory_format=self.memory_format))
+        out = out[-1] if isinstance(out, tuple | list) else out
+        if isinstance(out, tuple | list):
+            out = out[1]  # the class token
+        elif out.dim() == 4:
+            out = out.mean((2, 3))
+        if out.shape[1] != self.head.in_features:
+            raise ValueError(
+                f'ImageClassifier.in_channels={self.head.in_features} does not fit the backbone, whose last output '
+                f'has {out.shape[1]} channels'
+            )
+        return out
