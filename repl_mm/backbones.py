@@ -32,11 +32,17 @@ def stock_class(name: str) -> type:
     """The stock class called ``name``, of the current scope if it has one.
 
     Raises:
-        PlanError: No installed package has such a backbone.
+        PlanError: No installed package has such a backbone, or the current scope is of no installed package.
     """
+    current = DefaultScope.get_current_instance()
     for scope in _scopes():
         with ROOT_MODELS.switch_scope_and_registry(scope) as registry:
             if registry is ROOT_MODELS:
+                if current is not None and scope == current.scope_name != 'mmengine':
+                    raise PlanError(
+                        f"type='RepL{name}' is built in scope {scope!r} (_scope_ or default_scope), which is not "
+                        f'installed here: expected one of {", ".join(s for s in SCOPES if find_spec(s) is not None)}'
+                    )
                 continue
             cls = registry.get(name)
             if cls is not None:

@@ -551,3 +551,8 @@ def test_the_core_serves_residual_networks_outside_of_mm():
         plan = apply_repl(net, slots=SLOTS, **replace)
         assert plan.depths == (5, 5, 5)
         assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_scope_that_is_not_installed_is_named():
+    with pytest.raises(repl_mm.PlanError, match=r"built in scope 'mmsegg'.*expected one of mmdet, mmseg"):
+        MODELS.build(dict(type='RepLResNet', _scope_='mmsegg', depth=18))

@@ -20,26 +20,60 @@ def run(*command, cwd):
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.real_data
-def test_the_shipped_coco_config_trains_and_evaluates_on_real_photographs(shared_data, tmp_path):
-    """Only ``data_root`` differs from the shipped config; a few photographs and no download keep it short."""
-    root = f'{shared_data / "coco_mini"}/'
-    options = ['model.backbone.init_cfg=None', 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1']
-    options += ['custom_hooks.0.shape=None']
-    options += ['model.test_cfg.score_thr=0.0']  # two steps from scratch give no score that the config would keep
+def on_photographs(data, config, work_dir, *options):
+    """Train one epoch of four photographs and test its checkpoint: both logs, and the plan.
+
+    Only ``data_root`` differs from the shipped config, and what keeps it short: ``options``, and no download.
+    """
+    root = f'{data / "coco_mini"}/'
+    options = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1', 'custom_hooks.0.shape=None', *options]
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         options += [f'{loader}.dataset.data_root={root}', f'{loader}.dataset.indices=4', f'{loader}.num_workers=0']
         options += [f'{loader}.persistent_workers=False']
     for evaluator in ('val_evaluator', 'test_evaluator'):
         options += [f'{evaluator}.ann_file={root}annotations/instances_val2017.json']
-    config = ROOT / 'configs' / 'retinanet_r50_repl_coco.py'
-    log = run(TOOLS / 'train.py', config, '--work-dir', tmp_path, '--cfg-options', *options, cwd=tmp_path)
-    assert '4 of 16 blocks replaced' in log  # layer1 is frozen in this config
-    assert 'coco/bbox_mAP' in log
-    plan = json.loads((tmp_path / 'repl_plan.json').read_text())['backbone']
-    assert [(s['stage'], s['index']) for s in plan['slots']] == [(1, 1), (2, 1), (2, 3), (3, 1)]
+    command = [ROOT / 'configs' / config, '--work-dir', work_dir, '--cfg-options', *options]
+    train = run(TOOLS / 'train.py', *command, cwd=work_dir)
+    test = run(TOOLS / 'test.py', command[0], work_dir / 'epoch_1.pth', *command[1:], cwd=work_dir)
+    plan = json.loads((work_dir / 'repl_plan.json').read_text())['backbone']
+    return train, test, [(slot['stage'], slot['index']) for slot in plan['slots']]
 
-    checkpoint = tmp_path / 'epoch_1.pth'
-    log = run(TOOLS / 'test.py', config, checkpoint, '--work-dir', tmp_path, '--cfg-options', *options, cwd=tmp_path)
-    assert 'coco/bbox_mAP' in log
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_the_shipped_coco_config_trains_and_evaluates_on_real_photographs(shared_data, tmp_path):
+    options = ['model.backbone.init_cfg=None']
+    options += ['model.test_cfg.score_thr=0.0']  # two steps from scratch give no score that the config would keep
+    train, test, slots = on_photographs(shared_data, 'retinanet_r50_repl_coco.py', tmp_path, *options)
+    assert '4 of 16 blocks replaced' in train  # layer1 is frozen in this config
+    assert 'coco/bbox_mAP' in train and 'coco/bbox_mAP' in test
+    assert slots == [(1, 1), (2, 1), (2, 3), (3, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ('config', 'options'),
+    [
+        ('retinanet_vit-b_repl_coco.py', ['model.test_cfg.score_thr=0.0']),
+        ('mask-rcnn_vit-b_repl_coco.py', ['model.test_cfg.rcnn.score_thr=0.0']),
+    ],
+)
+def test_a_shipped_vit_config_trains_from_real_weights_on_real_photographs(config, options, shared_data, tmp_path):
+    """With the weights of DeiT-tiny, converted by mmseg's own tool, at a smaller scale."""
+    mmseg = pytest.importorskip('mmseg')
+    converter = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'model_converters' / 'vit2mmseg.py'
+    weights = tmp_path / 'deit_tiny.pth'
+    run(converter, shared_data / 'weights' / 'deit_tiny_patch16_224_from_mat.pth', weights, cwd=tmp_path)
+    options = [f'model.backbone.init_cfg.checkpoint={weights}', 'model.backbone.init_cfg.type=Pretrained', *options]
+    options += ['model.backbone.embed_dims=192', 'model.backbone.num_heads=3', 'model.neck.0.embed_dim=192']
+    options += ['model.neck.1.in_channels=[192,192,192,192]']
+    for loader, place in (('train', 2), ('val', 1), ('test', 1)):
+        options += [f'{loader}_dataloader.dataset.pipeline.{place}.scale=(256,256)']
+    train, test, slots = on_photographs(shared_data, config, tmp_path, *options)
+    assert '4 of 12 blocks replaced' in train
+    # 12 tensors of each layer, the embedding's 4, the last norm's 2
+    assert 'stock weights for VisionTransformer: 102 tensors loaded, 48 dropped (4 replaced blocks)' in train
+    assert slots == [(0, 1), (0, 4), (0, 7), (0, 10)]
+    for metric in ('bbox', 'segm') if 'mask' in config else ('bbox',):
+        assert f'coco/{metric}_mAP' in train and f'coco/{metric}_mAP' in test
