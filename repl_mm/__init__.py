@@ -1,6 +1,7 @@
 """Replacement Learning (RepL) for MMDetection and MMSegmentation backbones."""
 
-from . import backbones, hook  # noqa: F401  (registers the builders and the hook)
+from . import hook  # noqa: F401  (registers the hook)
+from .backbones import register_family
 from .checkpoint import allow_mmengine_checkpoints
 from .plan import Plan, PlanError, Slot, make_plan
 from .surgery import apply_repl, computing_layers, fold, plan_of, repl_backbones, unfold
@@ -15,6 +16,7 @@ __all__ = [
     'fold',
     'make_plan',
     'plan_of',
+    'register_family',
     'repl_backbones',
     'unfold',
 ]

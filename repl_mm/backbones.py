@@ -78,8 +78,28 @@ def _refusal(name: str, reason: str):
     return refuse
 
 
+def _register_types(family) -> None:
+    for name in family.BACKBONES:
+        register(MODELS, f'RepL{name}', _builder(name))
+    for name, reason in family.REFUSED.items():
+        register(MODELS, f'RepL{name}', _refusal(name, reason))
+
+
+def register_family(family) -> None:
+    """Serve a family of backbones from outside this package, before those that are there.
+
+    ``apply_repl`` serves its backbones then, and ``RepL`` + their names are types for configs; do it once, in a module
+    that the config's ``custom_imports`` names.
+
+    Args:
+        family (module): Has what :mod:`repl_mm.families` lists.
+
+    Raises:
+        KeyError: A type of this name is registered already.
+    """
+    _register_types(family)
+    FAMILIES.insert(0, family)
+
+
 for _family in FAMILIES:
-    for _name in _family.BACKBONES:
-        register(MODELS, f'RepL{_name}', _builder(_name))
-    for _name, _reason in _family.REFUSED.items():
-        register(MODELS, f'RepL{_name}', _refusal(_name, _reason))
+    _register_types(_family)

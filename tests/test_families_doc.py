@@ -1,6 +1,8 @@
 """docs/families.md: its code runs as it stands there."""
 
+import contextlib
 import importlib
+import io
 import re
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 
 import repl_mm
-from repl_mm import families
+from repl_mm import cost, families
 
 pytest.importorskip('mmdet')
 DOC = (Path(__file__).resolve().parent.parent / 'docs' / 'families.md').read_text()
@@ -30,15 +32,24 @@ def toy(tmp_path_factory):
     sys.path.remove(str(folder))
 
 
-@pytest.fixture
-def entered(toy, monkeypatch):
-    """The entry that the page asks for."""
-    monkeypatch.setattr(families, 'FAMILIES', (*families.FAMILIES, toy))
+@pytest.fixture(scope='module')
+def entered(toy):
+    """Str: What the example prints; it registers the family."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(USE, {})
+    yield output.getvalue()
+    families.FAMILIES.remove(toy)
 
 
-def test_the_example_prints_what_the_page_says(entered, capsys):
-    exec(USE, {})
-    assert capsys.readouterr().out == OUTPUT
+def test_the_example_prints_what_the_page_says(entered):
+    assert entered == OUTPUT
+
+
+def test_a_config_may_name_it(entered):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        backbone = MODELS.build(dict(type='RepLToyNet', depth=3, replace=dict(mode='own')))
+    assert type(backbone).__name__ == 'ToyNet' and repl_mm.plan_of(backbone).depths == (3,)
 
 
 def test_the_example_says_all_that_the_page_lists(toy):
@@ -67,10 +78,12 @@ def test_every_mode_of_the_example(replace, entered):
     assert (out - without).norm() < 0.5 * (full - without).norm()
 
 
-def test_a_subclass_with_a_builder_of_its_own():
+def test_a_subclass():
     exec(SUBCLASS, {})
     with DefaultScope.overwrite_default_scope('mmdet'):
         backbone = MODELS.build(dict(type='RepLMyResNet', depth=18, base_channels=8, replace=dict(mode='own')))
         assert type(backbone).__name__ == 'MyResNet'
         assert repl_mm.plan_of(backbone).mode == 'own'
         assert repl_mm.plan_of(MODELS.build(dict(type='MyResNet', depth=18, base_channels=8))) is None
+        assert cost.arms_of(dict(type='RepLMyResNet', depth=18), 'mmdet')[0].cfg['type'] == 'MyResNet'
+    del families.FAMILIES[0]

@@ -11,7 +11,7 @@ A family is a module with
 * ``build(plan, block, neighbours)``: the computing layer for a replaced block;
 * ``finish(backbone)``, if there is need for it: called when all computing layers are in place.
 
-A new family is one such module and one entry in ``FAMILIES``.
+A new family is one such module and one entry in ``FAMILIES``; from outside, :func:`repl_mm.register_family`.
 """
 
 from torch import nn
@@ -19,7 +19,7 @@ from torch import nn
 from ..plan import PlanError
 from . import pyramid, resnet, swin, vit
 
-FAMILIES = (resnet, vit, swin, pyramid)
+FAMILIES = [resnet, vit, swin, pyramid]
 
 
 def find_family(backbone: nn.Module):
