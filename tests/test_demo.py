@@ -1,5 +1,6 @@
 """The comparison of arms and the demo's parts; the slow test trains tiny networks through the real tools."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import compare
 import cv2
 import demo
 import mini_dataset
+import numpy as np
 import pytest
 from mmengine.config import Config
 
@@ -180,6 +182,16 @@ def test_mini_config_and_dataset_name_the_same_classes():
     assert cfg.model.bbox_head.num_classes == len(mini_dataset.CLASSES)
 
 
+def test_the_parts_of_the_demo_find_their_configs_and_do_not_share_a_folder():
+    assert all(part.costs[0].is_file() for part in demo.PARTS.values())
+    assert len({Config.fromfile(part.config).data_root for part in demo.PARTS.values()}) == len(demo.PARTS)
+
+
+def test_the_segmentors_config_says_how_its_dataset_is_made():
+    part = demo.PARTS['segmentation']
+    assert f'\npython tools/mini_dataset.py {" ".join(map(str, part.dataset))}\n' in part.config.read_text()
+
+
 def test_an_output_older_than_its_source_is_made_again(tmp_path):
     source, output = tmp_path / 'source', tmp_path / 'output'
     source.touch()
@@ -239,7 +251,50 @@ def test_comparison_and_pictures_with_the_real_tools(tmp_path):
     metrics = demo.evaluate(config, work_dir / 'epoch_1.pth', work_dir / 'test')
     trained = result['arms']['fuse']['runs']['0']['metrics']
     assert metrics['coco/bbox_mAP_50'] == pytest.approx(trained['coco/bbox_mAP_50'], abs=1e-3)
-    demo.draw_predictions(config, work_dir / 'epoch_1.pth', work_dir / 'predictions.png', columns=2, rows=1)
-    demo.draw_curves(work_dir, work_dir / 'curves.png')
+    part = demo.PARTS['detection']
+    part.draw(config, work_dir / 'epoch_1.pth', work_dir / 'predictions.png', columns=2, rows=1)
+    demo.draw_curves(work_dir, work_dir / 'curves.png', part.losses, part.metrics)
     for name in ('predictions.png', 'curves.png'):
         assert cv2.imread(str(work_dir / name)).std() > 5
+
+
+SEGMENTOR = """
+_base_ = '{root}/configs/deeplabv3plus_r34-d8_repl_mini.py'
+data_root = '{data}/'
+model = dict(
+    backbone=dict(depth=18, base_channels=8, stem_channels=8),
+    decode_head=dict(in_channels=64, channels=8, c1_in_channels=8, c1_channels=4),
+)
+loader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+train_dataloader = dict(batch_size=2, **loader)
+val_dataloader = dict(**loader)
+test_dataloader = dict(**loader)
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(np, 'in1d'), reason='cityscapesscripts 2.3.0 calls numpy.in1d, gone in numpy 2.4')
+def test_the_demo_runs_a_segmentor_through_all_steps_and_again_through_none(tmp_path, monkeypatch, capfd):
+    pytest.importorskip('mmseg')
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / 'segmentor.py'
+    config.write_text(SEGMENTOR.format(root=ROOT, data=tmp_path / 'mini'))
+    part = dataclasses.replace(demo.PARTS['segmentation'], config=config, costs=())
+    work_dir = tmp_path / 'out'
+    header = demo.Steps(part.num_steps)
+    miou = part.run(work_dir, header)
+    assert header.done == header.total
+    out = capfd.readouterr().out
+    assert 'averageScoreCategories' in out and 'Score Average' in out
+    metrics = json.loads((work_dir / 'test' / 'metrics.json').read_text())
+    assert miou == metrics['mIoU'] and 0 <= miou <= 100
+    names = [f'minival_{i:06d}_000000_leftImg8bit.png' for i in range(150)]
+    assert sorted(path.name for path in (work_dir / 'test' / 'results').iterdir()) == names
+    for name in ('predictions.png', 'curves.png', 'cost_segmentor.png'):
+        assert cv2.imread(str(work_dir / name)).std() > 5
+    assert 'E2E' in (work_dir / 'cost_segmentor.txt').read_text()
+
+    assert part.run(work_dir, demo.Steps(part.num_steps)) == miou
+    assert '$ python' not in capfd.readouterr().out  # nothing was started

@@ -1,4 +1,4 @@
-"""The mini dataset: determinism, exact masks, a folder that pycocotools and mmdet read; and the VOC converter."""
+"""The mini dataset: determinism, exact masks, folders that the official tools and mm packages read; the VOC converter."""
 
 import json
 import subprocess
@@ -160,16 +160,103 @@ def test_mmdet_reads_boxes_and_masks(coco_dir):
         np.testing.assert_array_equal(mask.astype(bool), instances == i + 1)
 
 
-def test_same_settings_are_skipped_others_replace(tmp_path):
+# ---- the Cityscapes layout ----
+
+IDS = dict(road=7, car=26, sign=20, person=24, vegetation=21)  # as published with the dataset
+TRAIN_IDS = {7: 0, 26: 13, 20: 7, 24: 11, 21: 8, 3: 255}
+OBJECTS = dict(square='car', triangle='sign', star='person', ring='vegetation')
+
+
+@pytest.fixture(scope='module')
+def cityscapes_dir(tmp_path_factory):
+    pytest.importorskip('cityscapesscripts')
+    out = tmp_path_factory.mktemp('data') / 'mini'
+    assert mini_dataset.write_cityscapes(out, num_train=3, num_val=2, size=(48, 64), seed=3)
+    return out
+
+
+@pytest.mark.parametrize(('split', 'num'), [('train', 3), ('val', 2)])
+def test_label_maps_agree_with_the_scenes_pixel_by_pixel(cityscapes_dir, split, num):
+    images = sorted((cityscapes_dir / 'leftImg8bit' / split / f'mini{split}').iterdir())
+    assert [path.name for path in images] == [f'mini{split}_{i:06d}_000000_leftImg8bit.png' for i in range(num)]
+    labels_of = cityscapes_dir / 'gtFine' / split / f'mini{split}'
+    assert len(list(labels_of.iterdir())) == 3 * num
+    for path, (image, instances, labels) in zip(
+        images, mini_dataset.scenes(split, num, (48, 64), seed=3), strict=True
+    ):
+        np.testing.assert_array_equal(cv2.imread(str(path)), image)
+        name = path.name.removesuffix('_leftImg8bit.png')
+        ids, train_ids, instance_ids = (
+            cv2.imread(str(labels_of / f'{name}_gtFine_{kind}.png'), cv2.IMREAD_UNCHANGED)
+            for kind in ('labelIds', 'labelTrainIds', 'instanceIds')
+        )
+        assert (ids.dtype, train_ids.dtype, instance_ids.dtype) == (np.uint8, np.uint8, np.uint16)
+        kinds = ['road'] + [OBJECTS[mini_dataset.CLASSES[label]] for label in labels]
+        for row, column in np.ndindex(48, 64):
+            frame = row < 2 or row >= 46 or column < 2 or column >= 62
+            i = instances[row, column]
+            wanted = 3 if frame else IDS[kinds[i]]  # 3: out of roi
+            assert ids[row, column] == wanted
+            assert train_ids[row, column] == TRAIN_IDS[wanted]
+            if not frame and kinds[i] in ('car', 'person'):
+                wanted = wanted * 1000 + kinds[:i].count(kinds[i])
+            assert instance_ids[row, column] == wanted
+
+
+def test_the_classes_that_stand_for_shapes_are_the_official_ones(cityscapes_dir):
+    from cityscapesscripts.helpers.labels import name2label
+
+    used = [name2label[name] for name in mini_dataset.CITYSCAPES.values()]
+    assert {label.id: label.trainId for label in used} == TRAIN_IDS
+    learned = [label for label in used if not label.ignoreInEval]
+    assert len({label.category for label in learned}) == 5
+    assert {label.name for label in learned if label.hasInstances} == {'car', 'person'}
+
+
+def test_the_official_tools_read_the_instances(cityscapes_dir):
+    from cityscapesscripts.evaluation.instances2dict import instances2dict
+
+    files = sorted(map(str, cityscapes_dir.glob('gtFine/train/*/*_instanceIds.png')))
+    found = [instances for _, instances in sorted(instances2dict(files).items())]
+    for read, (_, instances, labels) in zip(found, mini_dataset.scenes('train', 3, (48, 64), seed=3), strict=True):
+        inner = instances[2:-2, 2:-2]
+        for name, shape in (('car', 'square'), ('person', 'star')):
+            sizes = [(inner == i + 1).sum() for i, k in enumerate(labels) if k == mini_dataset.CLASSES.index(shape)]
+            assert sorted(i['pixelCount'] for i in read[name]) == sorted(size for size in sizes if size)
+
+
+def test_mmseg_reads_images_and_train_ids(cityscapes_dir):
+    mmseg_datasets = pytest.importorskip('mmseg.datasets')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        dataset = mmseg_datasets.CityscapesDataset(
+            data_root=str(cityscapes_dir),
+            data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
+        )
+    assert len(dataset) == 2
+    image, instances, _ = list(mini_dataset.scenes('val', 2, (48, 64), seed=3))[1]
+    item = dataset[1]
+    np.testing.assert_array_equal(item['img'], image)
+    assert set(np.unique(item['gt_seg_map'])) <= set(TRAIN_IDS.values())
+    np.testing.assert_array_equal((item['gt_seg_map'] == 0)[2:-2, 2:-2], (instances == 0)[2:-2, 2:-2])
+
+
+# ---- writing ----
+
+
+@pytest.mark.parametrize('layout', mini_dataset.LAYOUTS)
+def test_same_settings_are_skipped_others_replace(layout, tmp_path):
     out = tmp_path / 'mini'
     settings = dict(num_train=2, num_val=1, size=(40, 40))
-    assert mini_dataset.write_coco(out, **settings)
+    assert mini_dataset.write(layout, out, **settings)
     before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
-    assert not mini_dataset.write_coco(out, **settings)
+    assert not mini_dataset.write(layout, out, **settings)
     (out / 'left.txt').touch()
-    assert mini_dataset.write_coco(out, **settings, seed=1)
+    assert mini_dataset.write(layout, out, **settings, seed=1)
     assert not (out / 'left.txt').exists()
-    assert mini_dataset.write_coco(out, **settings)
+    other = next(name for name in mini_dataset.LAYOUTS if name != layout)
+    assert mini_dataset.write(other, out, **settings)
+    assert mini_dataset.write(layout, out, **settings)
     assert before == {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
     assert [path.name for path in tmp_path.iterdir()] == ['mini']
 
@@ -193,6 +280,7 @@ def test_wrong_settings_end_in_one_line(tmp_path):
         (['--out', tmp_path / 'photos'], 'left as it is'),
         (['--out', tmp_path / 'x', '--num-val', 0], 'num_val=0'),
         (['--out', tmp_path / 'x', '--size', 8, 64], 'size=(8, 64)'),
+        (['--out', tmp_path / 'x', '--layout', 'voc'], "'voc' (choose from"),
     ]:
         command = [sys.executable, ROOT / 'tools' / 'mini_dataset.py', *arguments]
         run = subprocess.run(list(map(str, command)), capture_output=True, text=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, OPTIM_WRAPPERS, RUNNERS
@@ -228,6 +229,16 @@ def enable_amp(cfg):
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
+def replace_sync_bn(node):
+    """Puts BN in the place of every SyncBN of a model's config; returns whether there was one."""
+    if not isinstance(node, (dict, list, tuple)):
+        return False
+    found = isinstance(node, dict) and node.get('type') == 'SyncBN'
+    if found:
+        node['type'] = 'BN'
+    return any([found, *map(replace_sync_bn, node.values() if isinstance(node, dict) else node)])
+
+
 def build_runner(cfg):
     """Builds the config's runner; several processes on a machine without an accelerator talk through gloo."""
     if cfg.get('default_scope') == 'mmdet':
@@ -237,6 +248,8 @@ def build_runner(cfg):
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         # mmengine would ask CUDA for a device, both here and when it wraps the model
         torch.distributed.init_process_group('gloo')
+        if replace_sync_bn(cfg.model) and is_main_process():
+            print('SyncBN needs an accelerator: BN in its place, with statistics of each process of its own')
         stock = dict(
             type='MMDistributedDataParallel',
             broadcast_buffers=False,

@@ -1,11 +1,12 @@
-"""From nothing to a trained, evaluated and costed RetinaNet-RepL: what `make demo` runs.
+"""From nothing to trained, evaluated and costed RepL networks, a detector and a segmentor: what `make demo` runs.
 
-Generates the mini dataset, trains, evaluates, draws predictions and curves, and prints what RepL costs::
+Generates the mini dataset in two layouts and trains RetinaNet-RepL and DeepLabV3+-RepL on it; evaluates them, the
+segmentor by mmseg and by the official Cityscapes scripts; draws predictions and curves; prints what RepL costs::
 
     python tools/demo.py
 
-Everything lands in data/mini and work_dirs/demo. A second call skips what is there; a call that was cut off is
-continued. It ends with an error if the detector has not learned (bbox mAP50 below 0.5).
+Everything lands in data and work_dirs/demo. A second call skips what is there; a call that was cut off is continued.
+It ends with an error if a network has not learned.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mini_dataset
@@ -24,7 +27,6 @@ from mmengine.config import Config
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / 'configs'
-MIN_MAP50 = 0.5
 
 
 class Steps:
@@ -77,20 +79,21 @@ def is_done(path, *sources):
     return True
 
 
-def evaluate(config, checkpoint, work_dir):
+def evaluate(config, checkpoint, work_dir, *options):
     """Tests a checkpoint with tools/test.py.
 
     Args:
         config (Path): Config file.
         checkpoint (Path): Checkpoint file.
         work_dir (Path): Where the logs go; the metrics are kept in ``metrics.json`` there.
+        *options (str | Path): Further arguments of tools/test.py.
 
     Returns:
         dict[str, float]: The metrics.
     """
     kept = work_dir / 'metrics.json'
     if not is_done(kept, checkpoint):
-        run_tool('test.py', config, checkpoint, '--work-dir', work_dir)
+        run_tool('test.py', config, checkpoint, '--work-dir', work_dir, *options)
         newest = max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
         kept.write_text(newest.read_text())
     return json.loads(kept.read_text())
@@ -119,8 +122,8 @@ def draw_boxes(axes, image, boxes, labels, classes, scores=None):
         axes.text(x1 + 1, y1 + 1, text, color='white', fontsize=6, va='top', bbox=style, clip_on=True)
 
 
-def draw_predictions(config, checkpoint, path, columns=6, rows=2, score_thr=0.4):
-    """Draws predictions below the ground truth of the first validation images.
+def draw_detections(config, checkpoint, path, columns=6, rows=2, score_thr=0.4):
+    """Draws detections below the ground truth of the first validation images.
 
     Args:
         config (Path): Config file.
@@ -157,12 +160,54 @@ def draw_predictions(config, checkpoint, path, columns=6, rows=2, score_thr=0.4)
     figure.savefig(path, dpi=110)
 
 
-def draw_curves(work_dir, path):
-    """Draws training losses and validation AP over the iterations.
+def draw_segmentations(config, checkpoint, path, columns=8):
+    """Draws the first validation images, below them the ground truth and the predicted segments.
+
+    Args:
+        config (Path): Config file.
+        checkpoint (Path): Checkpoint file.
+        path (Path): The picture to write.
+        columns (int): Images side by side. Defaults to 8.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    from mmcv import imread
+    from mmseg.apis import inference_model, init_model
+    from mmseg.registry import DATASETS
+
+    model = init_model(str(config), str(checkpoint), device='cuda:0' if torch.cuda.is_available() else 'cpu')
+    dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
+    classes, palette = dataset.metainfo['classes'], np.zeros((256, 3), np.uint8)  # void is black
+    palette[: len(classes)] = dataset.metainfo['palette']
+    figure = Figure(figsize=(1.6 * columns, 5.4), layout='constrained')
+    panels = figure.subplots(3, columns, squeeze=False)
+    drawn = set()
+    for column in range(min(columns, len(dataset))):
+        info = dataset.get_data_info(column)
+        truth = imread(info['seg_map_path'], 'unchanged')
+        predicted = inference_model(model, info['img_path']).pred_sem_seg.data[0].cpu().numpy()
+        drawn |= {*np.unique(truth), *np.unique(predicted)}
+        pictures = imread(info['img_path'])[..., ::-1], palette[truth], palette[predicted]
+        for axes, picture in zip(panels[:, column], pictures, strict=True):
+            axes.imshow(picture)
+    for axes, title in zip(panels[:, 0], ('image', 'ground truth (black: ignored)', 'prediction'), strict=True):
+        axes.set_title(title, loc='left', fontsize=9)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    patches = [Patch(color=palette[i] / 255, label=name) for i, name in enumerate(classes) if i in drawn]
+    figure.legend(handles=patches, loc='outside lower left', ncols=8, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def draw_curves(work_dir, path, losses, metrics):
+    """Draws training losses and validation metrics over the iterations.
 
     Args:
         work_dir (Path): Work dir of the training run.
         path (Path): The picture to write.
+        losses (Sequence[str]): Names of the losses in the log.
+        metrics (Sequence[str]): Names of the metrics in the log.
     """
     from matplotlib.figure import Figure
 
@@ -170,79 +215,145 @@ def draw_curves(work_dir, path):
     figure = Figure(figsize=(9, 3.4), layout='constrained')
     left, right = figure.subplots(1, 2)
     train = [record for record in records if 'loss' in record]
-    for key in ('loss', 'loss_cls', 'loss_bbox'):
+    for key in losses:
         left.plot([r['step'] for r in train], [r[key] for r in train], label=key)
     left.set(xlabel='iteration', title='training loss')
-    # validation records count epochs; each belongs to the last training record before it
+    # validation records may count epochs; each belongs to the last training record before it
     step, points = 0, []
     for record in records:
         if 'loss' in record:
             step = record['step']
-        elif 'coco/bbox_mAP' in record:  # not there as long as the detector finds nothing
+        elif metrics[0] in record:  # not there as long as a detector finds nothing
             points.append((step, record))
-    for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50'):
+    for key in metrics:
         right.plot([step for step, _ in points], [record[key] for _, record in points], 'o-', label=key)
-    right.set(xlabel='iteration', title='validation AP', ylim=(0, 1))
+    right.set(xlabel='iteration', title='validation')
+    right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
+@dataclass
+class Part:
+    """What the demo does with one network.
+
+    Args:
+        config (Path): Config to train; its data_root is where the mini dataset goes.
+        dataset (tuple): Arguments of tools/mini_dataset.py.
+        draw (Callable): Takes the config, the checkpoint and the picture to write.
+        losses (tuple[str]): Losses to draw.
+        metrics (tuple[str]): Metrics to draw; the first one tells whether the network has learned.
+        minimum (float): What the first metric must reach.
+        results (tuple[str]): Arguments of tools/test.py that keep the predictions. Defaults to none.
+        costs (tuple): Config and image size of a network of usual size to cost beside the small one. Defaults to none.
+    """
+
+    config: Path
+    dataset: tuple
+    draw: Callable
+    losses: tuple
+    metrics: tuple
+    minimum: float
+    results: tuple = ()
+    costs: tuple = ()
+
+    num_steps = 6
+
+    def run(self, work_dir, header):
+        """Runs all steps, or what is left of them.
+
+        Args:
+            work_dir (Path): Folder of everything but the dataset.
+            header (Steps): Announces the steps.
+
+        Returns:
+            float: The first metric.
+        """
+        cfg = Config.fromfile(self.config)
+        header('mini dataset: textured shapes with occlusion and clutter')
+        mini_dataset.main([*map(str, self.dataset), '--out', cfg.data_root])
+
+        header(f'training {self.config.stem} from scratch; each log line says how long it still takes (eta)')
+        try:
+            write_config(cfg, work_dir / 'config.py')
+        except ValueError as error:
+            stop(error)
+        epochs = cfg.train_cfg.get('max_epochs')
+        checkpoint = work_dir / (f'epoch_{epochs}.pth' if epochs else f'iter_{cfg.train_cfg.max_iters}.pth')
+        if not is_done(checkpoint):
+            run_tool('train.py', self.config, '--work-dir', work_dir, '--resume')
+
+        header('evaluation on the held-out images')
+        test_dir = work_dir / 'test'
+        results = [word.format(test_dir) for word in self.results]
+        metrics = evaluate(self.config, checkpoint, test_dir, *results)
+        for name, value in metrics.items():
+            if name not in ('time', 'data_time'):
+                print(f'{name:<26} {value:.3f}')
+
+        header('pictures of predictions beside the ground truth')
+        if not is_done(work_dir / 'predictions.png', checkpoint):
+            self.draw(self.config, checkpoint, work_dir / 'predictions.png')
+
+        header('curves of losses and metrics')
+        if not is_done(work_dir / 'curves.png', checkpoint):
+            draw_curves(work_dir, work_dir / 'curves.png', self.losses, self.metrics)
+
+        header('what RepL costs and saves: exact counts, no data needed')
+        size = json.loads((Path(cfg.data_root) / mini_dataset.STAMP).read_text())['size']
+        mini = (self.config, '--shape', *size, '--batch', cfg.train_dataloader.batch_size)
+        for config, *shape in filter(None, (self.costs, mini)):
+            table = work_dir / f'cost_{config.stem}.txt'
+            if not is_done(table, config):
+                with table.with_suffix('.part').open('w') as part:
+                    files = ('--json', table.with_suffix('.json'), '--plot', table.with_suffix('.png'))
+                    run_tool('cost.py', config, *shape, *files, stdout=part)
+                table.with_suffix('.part').rename(table)
+            print(table.read_text())
+        return metrics[self.metrics[0]]
+
+
+PARTS = dict(
+    detection=Part(
+        config=CONFIGS / 'retinanet_r50_repl_mini.py',
+        dataset=(),
+        draw=draw_detections,
+        losses=('loss', 'loss_cls', 'loss_bbox'),
+        metrics=('coco/bbox_mAP_50', 'coco/bbox_mAP'),
+        minimum=0.5,
+        costs=(CONFIGS / 'retinanet_r50_repl_coco.py',),
+    ),
+    segmentation=Part(
+        config=CONFIGS / 'deeplabv3plus_r34-d8_repl_mini.py',
+        dataset=('--layout', 'cityscapes', '--size', 64, 64, '--num-train', 2000),
+        draw=draw_segmentations,
+        losses=('loss',),
+        metrics=('mIoU', 'mAcc'),
+        minimum=45,
+        results=('--out', '{}/results'),
+        costs=(CONFIGS / 'deeplabv3plus_r50-d8_repl_cityscapes.py', '--shape', 512, 1024),
+    ),
+)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', type=Path, default=CONFIGS / 'retinanet_r50_repl_mini.py', help='config to train')
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='default: all')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: %(default)s')
-    parser.add_argument(
-        '--min-map50', type=float, default=MIN_MAP50, help='required bbox mAP50 (default: %(default)s)'
-    )
     args = parser.parse_args(argv)
-    work_dir = args.work_dir
-    cfg = Config.fromfile(args.config)
-    header = Steps(6)
-
-    header('mini dataset: textured shapes with occlusion and clutter')
-    mini_dataset.main(['--out', cfg.data_root])
-
-    header('training from scratch; each log line says how long it still takes (eta)')
-    try:
-        write_config(cfg, work_dir / 'config.py')
-    except ValueError as error:
-        stop(error)
-    checkpoint = work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth'
-    if not is_done(checkpoint):
-        run_tool('train.py', args.config, '--work-dir', work_dir, '--resume')
-
-    header('evaluation on the held-out images')
-    metrics = evaluate(args.config, checkpoint, work_dir / 'test')
-    for name, value in metrics.items():
-        if name.startswith('coco/'):
-            print(f'{name:<20} {value:.3f}')
-
-    header('pictures of predictions beside the ground truth')
-    if not is_done(work_dir / 'predictions.png', checkpoint):
-        draw_predictions(args.config, checkpoint, work_dir / 'predictions.png')
-
-    header('curves of loss and AP')
-    if not is_done(work_dir / 'curves.png', checkpoint):
-        draw_curves(work_dir, work_dir / 'curves.png')
-
-    header('what RepL costs and saves: exact counts, no data needed')
-    size = json.loads((Path(cfg.data_root) / mini_dataset.STAMP).read_text())['size']
-    mini = ('--shape', *size, '--batch', cfg.train_dataloader.batch_size)
-    for config, shape in ((CONFIGS / 'retinanet_r50_repl_coco.py', ()), (args.config, mini)):
-        table = work_dir / f'cost_{config.stem}.txt'
-        if not is_done(table, config):
-            with table.with_suffix('.part').open('w') as part:
-                files = ('--json', table.with_suffix('.json'), '--plot', table.with_suffix('.png'))
-                run_tool('cost.py', config, *shape, *files, stdout=part)
-            table.with_suffix('.part').rename(table)
-        print(table.read_text())
-
-    map50 = metrics['coco/bbox_mAP_50']
-    print(f'\nbbox mAP50 {map50:.3f}, bbox mAP {metrics["coco/bbox_mAP"]:.3f}; pictures and tables are in {work_dir}')
-    if map50 < args.min_map50:
-        stop(f'bbox mAP50 {map50:.3f} is below {args.min_map50}: the detector has not learned')
+    header = Steps(Part.num_steps * len(args.parts))
+    reached = {name: PARTS[name].run(args.work_dir / name, header) for name in args.parts}
+    failed = []
+    print()
+    for name, value in reached.items():
+        part = PARTS[name]
+        print(f'{name}: {part.metrics[0]} {value:.3f}; pictures and tables are in {args.work_dir / name}')
+        if not value >= part.minimum:
+            failed.append(f'{part.metrics[0]} {value:.3f} is below {part.minimum}, the {name} network has not learned')
+    if failed:
+        stop('; '.join(failed))
 
 
 if __name__ == '__main__':

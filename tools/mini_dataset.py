@@ -11,8 +11,17 @@ writes a COCO folder::
         train/000000.jpg ...               val/000000.jpg ...
         mini_dataset.json                  the settings; a second call with the same ones does nothing
 
+With ``--layout cityscapes`` the same scenes become a folder as the official Cityscapes dataset is laid out::
+
+    data/mini_cityscapes/
+        leftImg8bit/train/minitrain/minitrain_000000_000000_leftImg8bit.png ...        val/minival/...
+        gtFine/train/minitrain/minitrain_000000_000000_gtFine_labelIds.png ...         val/minival/...
+                               minitrain_000000_000000_gtFine_labelTrainIds.png ...
+                               minitrain_000000_000000_gtFine_instanceIds.png ...
+        mini_dataset.json
+
 :func:`scene` draws one picture with its instance map and knows nothing of files; a writer such as
-:func:`write_coco` only decides how scenes lie on disk.
+:func:`write_coco` or :func:`write_cityscapes` only decides how scenes lie on disk.
 """
 
 import argparse
@@ -21,6 +30,7 @@ import math
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -29,10 +39,16 @@ from pycocotools import mask as mask_utils
 from rich.progress import track
 
 CLASSES = ('square', 'triangle', 'star', 'ring')
+# What is drawn -> the Cityscapes class that stands for it. Each has an official category of its own; cars and persons
+# are told apart as instances there. A frame of void pixels is ignored in training and in evaluation.
+CITYSCAPES = dict(
+    background='road', square='car', triangle='traffic sign', star='person', ring='vegetation', frame='out of roi'
+)
 STAMP = 'mini_dataset.json'
 VERSION = 2  # raise when a change of the drawing code changes the pictures
 
 _SUBPIXEL = 4  # fractional bits of the coordinates that cv2.fillPoly takes
+_FRAME = 2  # pixels, width of the void frame of the Cityscapes layout
 _OCCLUDED = 255  # in the instance map while drawing: taken by clutter in front of everything
 
 
@@ -267,10 +283,58 @@ def _write_coco_split(folder, split, num, size, seed):
     (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
 
 
-def write_coco(out_dir, num_train=1000, num_val=150, size=(96, 96), seed=0):
-    """Writes the dataset as a COCO folder, whole or not at all.
+def cityscapes_labels(instances, labels):
+    """Label maps of one scene as Cityscapes has them.
 
     Args:
+        instances (np.ndarray): Instance map as :func:`scene` returns.
+        labels (np.ndarray): Class indices of the objects.
+
+    Returns:
+        dict[str, np.ndarray]: The maps (h, w) by the word in their file names:
+
+            - ``labelIds``: uint8, official ids.
+            - ``labelTrainIds``: uint8, 0 to 18, and 255 where nothing is to be learned.
+            - ``instanceIds``: uint16, ``1000 * id + number`` of the object within its class for classes with
+              instances, the id elsewhere.
+    """
+    from cityscapesscripts.helpers.labels import name2label
+
+    classes = [name2label[CITYSCAPES[name]] for name in ('background', *(CLASSES[label] for label in labels))]
+    frame = np.pad(np.zeros(np.subtract(instances.shape, 2 * _FRAME), bool), _FRAME, constant_values=True)
+    maps = {}
+    for kind, key in (('labelIds', 'id'), ('labelTrainIds', 'trainId')):
+        maps[kind] = np.array([getattr(label, key) for label in classes], np.uint8)[instances]
+        maps[kind][frame] = getattr(name2label[CITYSCAPES['frame']], key)
+    numbers = [
+        1000 * label.id + classes[1:i].count(label) if label.hasInstances else label.id
+        for i, label in enumerate(classes)
+    ]
+    maps['instanceIds'] = np.where(frame, maps['labelIds'], np.array(numbers, np.uint16)[instances])
+    return maps
+
+
+def _write_cityscapes_split(folder, split, num, size, seed):
+    """Writes the pictures and the label maps of one split, which is one city."""
+    city = f'mini{split}'
+    image_dir, label_dir = (folder / kind / split / city for kind in ('leftImg8bit', 'gtFine'))
+    image_dir.mkdir(parents=True)
+    label_dir.mkdir(parents=True)
+    for i, (image, instances, labels) in enumerate(track(scenes(split, num, size, seed), f'{split} scenes', num)):
+        name = f'{city}_{i:06d}_000000'  # city, sequence, frame
+        cv2.imwrite(str(image_dir / f'{name}_leftImg8bit.png'), image)
+        for kind, label_map in cityscapes_labels(instances, labels).items():
+            cv2.imwrite(str(label_dir / f'{name}_gtFine_{kind}.png'), label_map)
+
+
+LAYOUTS = dict(coco=_write_coco_split, cityscapes=_write_cityscapes_split)
+
+
+def write(layout, out_dir, num_train=1000, num_val=150, size=(96, 96), seed=0):
+    """Writes the dataset, whole or not at all.
+
+    Args:
+        layout (str): One of :data:`LAYOUTS`.
         out_dir (str | Path): Folder to write. One that holds other settings of this dataset is replaced.
         num_train (int): Training images. Defaults to 1000.
         num_val (int): Validation images. Defaults to 150.
@@ -282,12 +346,14 @@ def write_coco(out_dir, num_train=1000, num_val=150, size=(96, 96), seed=0):
 
     Raises:
         FileExistsError: ``out_dir`` exists and was not written by this function.
-        ValueError: A number of images or a side is not positive.
+        ValueError: The layout is unknown, there is no image in a split, or a side is too short.
     """
     height, width = size
     settings = dict(
-        version=VERSION, layout='coco', num_train=num_train, num_val=num_val, size=[height, width], seed=seed
+        version=VERSION, layout=layout, num_train=num_train, num_val=num_val, size=[height, width], seed=seed
     )
+    if layout not in LAYOUTS:
+        raise ValueError(f'layout={layout!r}: must be one of {", ".join(LAYOUTS)}')
     if min(num_train, num_val) < 1:
         raise ValueError(f'num_train={num_train}, num_val={num_val}: both must be at least 1')
     if min(height, width) < 32:
@@ -302,7 +368,7 @@ def write_coco(out_dir, num_train=1000, num_val=150, size=(96, 96), seed=0):
     part = out_dir.with_name(f'{out_dir.name}.part')
     shutil.rmtree(part, ignore_errors=True)
     for split, num in (('train', num_train), ('val', num_val)):
-        _write_coco_split(part, split, num, (height, width), seed)
+        LAYOUTS[layout](part, split, num, (height, width), seed)
     (part / STAMP).write_text(json.dumps(settings))
     if out_dir.exists():
         shutil.rmtree(out_dir)
@@ -310,9 +376,14 @@ def write_coco(out_dir, num_train=1000, num_val=150, size=(96, 96), seed=0):
     return True
 
 
+write_coco = partial(write, 'coco')
+write_cityscapes = partial(write, 'cityscapes')
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description='Generate the mini dataset as a COCO folder.')
-    parser.add_argument('--out', default='data/mini', help='folder to write (default: %(default)s)')
+    parser = argparse.ArgumentParser(description='Generate the mini dataset.')
+    parser.add_argument('--layout', choices=LAYOUTS, default='coco', help='how it lies on disk (default: %(default)s)')
+    parser.add_argument('--out', help='folder to write (default: data/mini, or data/mini_cityscapes)')
     parser.add_argument('--num-train', type=int, default=1000, help='training images (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=150, help='validation images (default: %(default)s)')
     parser.add_argument(
@@ -320,11 +391,12 @@ def main(argv=None):
     )
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     args = parser.parse_args(argv)
+    out = args.out or dict(coco='data/mini', cityscapes='data/mini_cityscapes')[args.layout]
     try:
-        written = write_coco(args.out, args.num_train, args.num_val, args.size, args.seed)
+        written = write(args.layout, out, args.num_train, args.num_val, args.size, args.seed)
     except (FileExistsError, ValueError) as error:
         parser.error(str(error))
-    print(f'{args.out}: ' + ('written' if written else 'is there already, nothing to do'))
+    print(f'{out}: ' + ('written' if written else 'is there already, nothing to do'))
 
 
 if __name__ == '__main__':

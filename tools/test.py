@@ -1,6 +1,15 @@
 """Tests a checkpoint of a config's model: detection, segmentation or classification, with or without RepL."""
 
-from _common import build_runner, check_checkpoint, check_data, load_config, make_parser, one_line_errors, stop
+from _common import (
+    build_runner,
+    check_checkpoint,
+    check_data,
+    evaluators,
+    load_config,
+    make_parser,
+    one_line_errors,
+    stop,
+)
 from mmengine.registry import METRICS
 
 
@@ -28,10 +37,22 @@ def enable_visualization(cfg, args):
         hook.update(enable=True, out_dir=args.show_dir)
         return
     hook.draw = True
+    if scope == 'mmseg':
+        hook.setdefault('interval', 1)  # mmseg's default paints every 50th image
+        # the hook asks for the training step, for which mmengine would read the training data
+        cfg.update(train_dataloader=None, train_cfg=None, optim_wrapper=None, param_scheduler=None)
     if args.show_dir and scope == 'mmseg':
         cfg.visualizer.save_dir = args.show_dir
     elif args.show_dir:
         hook.test_out_dir = args.show_dir
+
+
+def keep_label_maps(cfg, folder):
+    """Makes one metric of an mmseg config keep the predicted label maps: the one that writes Cityscapes' label ids, or
+    the first."""
+    metrics = evaluators(cfg, 'test')
+    official = [metric for metric in metrics if 'CityscapesMetric' in str(metric.type)]
+    (official or metrics)[0].update(output_dir=folder, keep_results=True)
 
 
 def main():
@@ -43,7 +64,7 @@ def main():
     if args.show or args.show_dir:
         enable_visualization(cfg, args)
     if args.out and scope == 'mmseg':
-        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+        keep_label_maps(cfg, args.out)
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):
         stop(f"--out '{args.out}': expected a file name that ends with .pkl or .pickle")
     check_data(cfg, 'test')

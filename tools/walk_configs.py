@@ -143,14 +143,14 @@ def try_backbone(settings: dict, scope: str, size: int = 96) -> tuple[str, str]:
         run(backbone, settings.get('in_channels', 3), size)
         return 'works', ''
     except repl_mm.PlanError as error:
-        return 'refused', str(error)
+        status, reason = 'refused', str(error)
     except Exception as error:
-        reason = first_sentence(error)
+        status, reason = 'fails', first_sentence(error)
     try:
         build(settings, scope)
     except Exception as error:
         return 'stock fails', first_sentence(error)
-    return 'fails', reason
+    return status, reason
 
 
 def walk(package: str, size: int = 96, only: tuple[str, ...] = ('*',)) -> dict:
