@@ -1,4 +1,4 @@
-"""The mini dataset: determinism, exact masks, folders that the official tools and mm packages read; the VOC converter."""
+"""The mini dataset: determinism, exact masks, folders that official tools and mm packages read; the VOC converter."""
 
 import json
 import subprocess
