@@ -1,5 +1,5 @@
 # make install  .venv with the tested stack and this package (10 to 15 minutes: mmcv is compiled)
-# make demo     trains, tests and costs a RepL detector on a generated dataset
+# make demo     pretrains, trains, tests and costs a RepL detector and a RepL segmentor on generated datasets
 # make test     the test suite         make lint   ruff         make clean   removes what the above wrote
 
 VENV ?= .venv
@@ -26,5 +26,5 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(VENV) work_dirs data/mini build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) work_dirs data/mini data/mini_cityscapes data/mini_imagenet build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

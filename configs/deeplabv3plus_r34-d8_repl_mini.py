@@ -1,4 +1,6 @@
-"""DeepLabV3+-R34-d8-RepL from scratch on the generated mini dataset in Cityscapes layout, in minutes on two CPU cores.
+"""DeepLabV3+-R34-d8-RepL on the generated mini dataset in Cityscapes layout, in minutes on two CPU cores.
+
+From scratch; tools/demo.py starts its backbone from that of classification/resnetv1c34_repl_mini.py.
 
 python tools/mini_dataset.py --layout cityscapes --size 64 64 --num-train 2000
 """
@@ -25,8 +27,8 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-train_dataloader = dict(batch_size=32, dataset=dict(data_root=data_root, pipeline=train_pipeline))
-val_dataloader = dict(batch_size=32, num_workers=2, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+train_dataloader = dict(batch_size=32, num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(batch_size=32, num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 # mIoU by mmseg, and the official evaluation by cityscapesscripts, for which the results are kept as pictures
 test_evaluator = [

@@ -1,4 +1,7 @@
-"""RetinaNet-R50-RepL from scratch on the generated mini dataset, in minutes on two CPU cores."""
+"""RetinaNet-R50-RepL on the generated mini dataset, in minutes on two CPU cores.
+
+From scratch; tools/demo.py starts its backbone from that of classification/resnet50_repl_mini.py.
+"""
 
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['repl_mm'])
@@ -42,6 +45,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=8,
+    num_workers=1,
     dataset=dict(
         data_root=data_root,
         ann_file='annotations/instances_train.json',
@@ -52,6 +56,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=16,
+    num_workers=1,
     dataset=dict(
         data_root=data_root,
         ann_file='annotations/instances_val.json',

@@ -1,6 +1,7 @@
 """The mini dataset: determinism, exact masks, folders that official tools and mm packages read; the VOC converter."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import voc_to_coco
 from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
+
+from repl_mm.classification import ImageNet
 
 ROOT = Path(__file__).parents[1]
 
@@ -239,6 +242,47 @@ def test_mmseg_reads_images_and_train_ids(cityscapes_dir):
     np.testing.assert_array_equal(item['img'], image)
     assert set(np.unique(item['gt_seg_map'])) <= set(TRAIN_IDS.values())
     np.testing.assert_array_equal((item['gt_seg_map'] == 0)[2:-2, 2:-2], (instances == 0)[2:-2, 2:-2])
+
+
+# ---- the ImageNet layout ----
+
+
+def test_every_picture_is_a_closeup_in_the_folder_of_its_class(tmp_path):
+    out, size = tmp_path / 'mini', (40, 48)
+    assert mini_dataset.write('imagenet', out, num_train=10, num_val=5, size=size, seed=3)
+    for split, num in (('train', 10), ('val', 5)):
+        with DefaultScope.overwrite_default_scope('repl_mm'):
+            pipeline = [dict(type='LoadImage'), dict(type='PackImage')]
+            dataset = ImageNet(out, split, pipeline=pipeline, num_classes=4)
+        assert dataset.metainfo['classes'] == ('ring', 'square', 'star', 'triangle')
+        assert len(dataset) == num
+        read = {Path(os.fsdecode(path)).stem: dataset[i] for i, path in enumerate(dataset.images)}
+        for i, (image, instances, labels) in enumerate(mini_dataset.scenes(split, num, (60, 72), 3, single=True)):
+            sample = read[f'{i:06d}']
+            assert len(labels) == 1 and set(np.unique(instances)) == {0, 1}
+            assert dataset.metainfo['classes'][sample['labels']] == mini_dataset.CLASSES[labels[0]]
+            written = sample['inputs'].permute(1, 2, 0).flip(2).numpy()
+            assert np.abs(written.astype(int) - mini_dataset.closeup(image, instances, size)).mean() < 10  # JPEG
+        counts = np.bincount(dataset.labels, minlength=4)
+        assert counts.max() - counts.min() <= 1  # the classes take turns
+
+
+@pytest.mark.parametrize('size', [(64, 64), (40, 48)])
+@pytest.mark.parametrize(('top', 'left'), [(20, 30), (0, 0), (76, 60)])  # in the middle and in the corners
+def test_a_closeup_shows_all_of_the_object(size, top, left):
+    instances = np.zeros((96, 96), np.uint8)
+    instances[top : top + 20, left : left + 30] = 1
+    image = np.repeat(255 * instances[..., None], 3, axis=2)
+    shown = mini_dataset.closeup(image, instances, size)
+    assert shown.shape == (*size, 3)
+    places = np.argwhere(shown[..., 0] > 127)
+    height, width = np.ptp(places, axis=0) + 1
+    # the object's longer side takes four fifths of the picture's
+    assert width == pytest.approx(0.8 * size[1], abs=2)
+    assert height / width == pytest.approx(20 / 30, rel=0.08)
+    middle = (places.min(axis=0) + places.max(axis=0) + 1) / 2
+    if (top, left) == (20, 30):
+        assert middle == pytest.approx(np.divide(size, 2), abs=1.5)
 
 
 # ---- writing ----

@@ -1,8 +1,10 @@
-"""Trains one config with and without RepL over several seeds and puts accuracy and cost side by side.
+"""Trains configs with and without RepL over several seeds and puts accuracy and cost side by side.
 
-Between the arms nothing but the backbone's config words changes::
+Between the arms of a config nothing but the backbone's words changes::
 
     python tools/compare.py configs/retinanet_r34_repl_bccd.py --arms e2e fuse remove --seeds 0 1 2 --out work_dirs/cmp
+    python tools/compare.py configs/classification/{resnet32,resnet110}_repl_cifar10.py --out work_dirs/cmp \\
+        --arms e2e fuse remove share own full e2e:depth=20 fuse:drop_path_rate=0.1 fuse:with_cp=True
 
     e2e       the stock backbone, no block replaced
     fuse      RepL; share, own, remove: the same slots with that `mode`
@@ -10,8 +12,17 @@ Between the arms nothing but the backbone's config words changes::
     detach    RepL without gradient to the neighbours through the computing layers (`mode='fuse', detach=True`)
     KEY=VALUE RepL with other words in `replace`, for instance `operator=mlp` or `operator=mlp,ratio=0.5`
 
-Every run is an ordinary `tools/train.py` run in OUT/<arm>/seed_<seed>. Started again, the command skips what is
-finished and resumes what was cut off. It writes OUT/compare.json, OUT/compare.md and OUT/compare.png.
+After a colon any of these takes words of the backbone itself, and with the prefix `model.` words of the model:
+`e2e:depth=20` (a shallower stock net), `fuse:drop_path_rate=0.1`, `e2e:base_channels=12,model.in_channels=48`.
+
+Every run is an ordinary `tools/train.py` run in OUT/<config>/<arm>/seed_<seed>. In the name of an arm's folder a `+`
+stands for every character but letters, digits and _ . = , - : `fuse+with_cp=True`. Started again, the command skips
+what is finished and resumes what was cut off. It writes OUT/compare.json, OUT/compare.md and OUT/compare.png.
+
+In the values of --cfg-options, {arm} and {config} are the names of these folders, so that each arm can start from
+weights of its own::
+
+    python tools/compare.py ... --cfg-options load_from=work_dirs/converted/{config}/{arm}.pth
 """
 
 import argparse
@@ -29,7 +40,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from _common import check_data, one_line_errors, read_config, set_data_root, stop
+from _common import check_checkpoint, check_data, read_config, set_data_root, stop
 from mmengine.config import DictAction
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -53,25 +64,23 @@ TRAIN = Path(__file__).with_name('train.py')
 # ---- the arms ----
 
 
-def arm_words(arm):
-    """What an arm changes in ``replace``.
+def read_words(text):
+    """The words that a text such as ``operator=mlp,ratio=0.5`` gives.
 
     Args:
-        arm (str): Key of :data:`ARMS`, or words such as ``operator=mlp,ratio=0.5``.
+        text (str): ``KEY=VALUE[,KEY=VALUE ...]``; a value that is no Python literal is a string.
 
     Returns:
-        dict: The words; None for ``e2e``.
+        dict: The values by key.
 
     Raises:
-        argparse.ArgumentTypeError: It is neither.
+        ValueError: A key or a value is missing.
     """
-    if arm in ARMS:
-        return ARMS[arm]
     words = {}
-    for word in arm.split(','):
+    for word in re.split(r',(?=[\w.]+=)', text):  # a comma inside a list separates no words
         key, equals, value = word.partition('=')
         if not (key and equals and value):
-            raise argparse.ArgumentTypeError(f'{arm!r} is no arm: expected one of {", ".join(ARMS)}, or KEY=VALUE')
+            raise ValueError(f'{word!r} is not KEY=VALUE')
         try:
             words[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -79,15 +88,43 @@ def arm_words(arm):
     return words
 
 
+def read_arm(arm):
+    """What an arm changes.
+
+    Args:
+        arm (str): Key of :data:`ARMS`, or words of ``replace`` such as ``operator=mlp,ratio=0.5``; behind a colon,
+            words of the backbone such as ``depth=20``.
+
+    Returns:
+        tuple[dict, dict]: The words of ``replace`` (None for ``e2e``) and those of the backbone.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither.
+    """
+    plan, *settings = re.split(r':(?=[\w.]*(?:=|$))', arm, maxsplit=1)
+    try:
+        return ARMS[plan] if plan in ARMS else read_words(plan), read_words(settings[0]) if settings else {}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'{arm!r} is no arm: {error}; expected one of {", ".join(ARMS)} or KEY=VALUE[,KEY=VALUE] of replace, then '
+            'perhaps :KEY=VALUE[,KEY=VALUE] of the backbone'
+        ) from None
+
+
+def folder_name(arm):
+    """The name of an arm's folder: a colon would make the path look like a URL, and a shell reads brackets."""
+    return re.sub(r'[^\w.=,-]', '+', arm)
+
+
 def arm_config(cfg, arm):
     """The config of one arm.
 
     Args:
         cfg (Config): A config with one RepL backbone.
-        arm (str): See :func:`arm_words`.
+        arm (str): See :func:`read_arm`.
 
     Returns:
-        Config: A copy in which only the backbone's words differ; ``e2e`` has the stock type and no ``replace``.
+        Config: A copy in which only the arm's words differ; ``e2e`` has the stock type and no ``replace``.
 
     Raises:
         ValueError: The model has no RepL backbone.
@@ -97,11 +134,34 @@ def arm_config(cfg, arm):
     name = str(backbone.type).rpartition('.')[2]
     if not name.startswith('RepL'):
         raise ValueError(f"model.backbone.type='{backbone.type}' is no RepL backbone, there is nothing to compare")
-    if arm == 'e2e':
+    replace, settings = read_arm(arm)
+    if replace is None:
         backbone.type = name.removeprefix('RepL')
         backbone.pop('replace', None)
     else:
-        backbone.replace = {**(backbone.get('replace') or {}), **arm_words(arm)}
+        backbone.replace = {**(backbone.get('replace') or {}), **replace}
+    backbone.update({key: value for key, value in settings.items() if not key.startswith('model.')})
+    cfg.merge_from_dict({key: value for key, value in settings.items() if key.startswith('model.')})
+    return cfg
+
+
+def with_options(cfg, options, **names):
+    """A copy of a config with the settings of the command line.
+
+    Args:
+        cfg (Config): The config.
+        options (dict): Values by dotted key.
+        **names (str): What stands for ``{config}`` and ``{arm}`` in values.
+
+    Returns:
+        Config: The copy.
+    """
+    cfg, options = copy.deepcopy(cfg), copy.deepcopy(options)
+    for key, value in options.items():
+        for name, text in names.items():
+            value = value.replace(f'{{{name}}}', text) if isinstance(value, str) else value
+        options[key] = value
+    cfg.merge_from_dict(options)
     return cfg
 
 
@@ -141,6 +201,8 @@ def input_shape(cfg):
 def measure(cfg, shape, batch):
     """Exact cost of an arm's backbone, see :func:`repl_mm.cost.measure`.
 
+    The whole model is built, so that a word which it does not take is found before anything is trained.
+
     Args:
         cfg (Config): The arm's config.
         shape (Sequence[int]): Height and width.
@@ -148,11 +210,50 @@ def measure(cfg, shape, batch):
 
     Returns:
         dict: The counts.
+
+    Raises:
+        ValueError: The model cannot be built.
     """
-    _, backbone = cost.find_backbone(cfg.model)
-    backbone = {key: value for key, value in backbone.items() if key not in ('init_cfg', 'pretrained')}
+    path, _ = cost.find_backbone(cfg.model)
+    try:
+        model = cost.build(cfg.model, cfg.get('default_scope'))
+    except (TypeError, ValueError, KeyError, AssertionError) as error:  # what constructors say of their arguments
+        raise ValueError(' '.join(str(error).split()) or repr(error)) from error
     moments, _ = cost.optimizer_moments(cfg)
-    return asdict(cost.measure(cost.build(backbone, cfg.get('default_scope')), shape, batch, moments))
+    return asdict(cost.measure(model.get_submodule('.'.join(map(str, path))), shape, batch, moments))
+
+
+def prepare(name, args):
+    """Checks the arms of one config and counts their cost.
+
+    Args:
+        name (str): The config, as the command line names it.
+        args (argparse.Namespace): Of :func:`parse_args`.
+
+    Returns:
+        dict: ``config``, its file name; ``batch`` and ``shape`` of the cost; ``arms``, by their names the ``folder``
+        (Path), the ``config`` and the ``cost`` of each.
+
+    Raises:
+        ValueError: An arm is not possible.
+    """
+    cfg, path, arms = read_config(name), Path(name), {}
+    for arm in args.arms:
+        folder = args.out / path.stem / folder_name(arm)
+        config = with_options(cfg, args.cfg_options, config=path.stem, arm=folder.name)
+        if args.data_root:
+            set_data_root(config, args.data_root)
+        check_checkpoint(config.get('load_from'))
+        arms[arm] = dict(folder=folder, config=arm_config(config, arm))
+    check_data(config, 'train', 'val')
+    batch, *shape = input_shape(config)
+    shape = args.shape or shape
+    for arm, row in arms.items():
+        try:
+            row['cost'] = measure(row['config'], shape, batch)
+        except ValueError as error:
+            raise ValueError(f'arm {arm!r}: {error}') from error
+    return dict(config=path.name, batch=batch, shape=list(shape), arms=arms)
 
 
 # ---- running ----
@@ -215,7 +316,7 @@ def run_all(tasks, jobs, train=TRAIN, poll=0.5, report=60):
 
     Args:
         tasks (list[tuple]): Config file, work dir and seed of each run.
-        jobs (int): Runs at a time. Each gets its share of the CPU cores, and one GPU where there are several.
+        jobs (int): Runs at a time. Each gets CPU cores of its own, and one GPU where there are several.
         train (Path): The training script.
         poll (float): Seconds between two looks at the runs.
         report (float): Seconds between two progress lines.
@@ -228,9 +329,6 @@ def run_all(tasks, jobs, train=TRAIN, poll=0.5, report=60):
     reported = 0
     try:
         while waiting or running:
-            while waiting and slots:
-                slot = slots.pop(0)
-                running[slot] = (start(*waiting[0], train, jobs, slot), waiting.pop(0)[1], time.time())
             for slot, (process, work_dir, began) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -244,6 +342,9 @@ def run_all(tasks, jobs, train=TRAIN, poll=0.5, report=60):
                 seconds.append(time.time() - began)
                 result = dict(run_result(work_dir), minutes=seconds[-1] / 60)
                 (work_dir / 'result.json').write_text(json.dumps(result, indent=1))
+            while waiting and slots:
+                slot = slots.pop(0)
+                running[slot] = (start(*waiting[0], train, jobs, slot), waiting.pop(0)[1], time.time())
             if time.time() - reported > report:
                 reported = time.time()
                 print(progress(len(tasks), len(failed), len(waiting), running, seconds, jobs), flush=True)
@@ -255,8 +356,15 @@ def run_all(tasks, jobs, train=TRAIN, poll=0.5, report=60):
 
 
 def start(config, work_dir, seed, train, jobs, slot):
-    """Starts one training run with its share of the machine; its output goes to ``train.log``."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    """Starts one training run with its share of the machine; its output goes to ``train.log``.
+
+    A run stays on its own cores: OpenMP's threads spin while they wait for each other, and where two runs meet on one
+    core, that of one waits for a thread which the spinning of the other keeps from running. It costs a factor of 10
+    and more.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    cores = cores[slot % len(cores) :: jobs]  # one core at least, if there are more runs than cores
+    threads = str(len(cores))
     env = dict(os.environ, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
     if torch.cuda.device_count() > 1:
         visible = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))
@@ -265,7 +373,9 @@ def start(config, work_dir, seed, train, jobs, slot):
     command.append(f'randomness.seed={seed}')
     work_dir.mkdir(parents=True, exist_ok=True)
     with (work_dir / 'train.log').open('a') as log:
-        return subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env=env)
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env=env)
+    os.sched_setaffinity(process.pid, cores)  # long before it starts threads: they inherit it
+    return process
 
 
 def progress(total, failed, waiting, running, seconds, jobs):
@@ -277,7 +387,7 @@ def progress(total, failed, waiting, running, seconds, jobs):
     if per_run:
         rest = sum(per_run if a is None else a for a in left) + waiting * per_run
         eta = time.strftime('%H:%M:%S', time.gmtime(rest / max(1, min(jobs, len(running) + waiting))))
-    names = ', '.join('/'.join(work_dir.parts[-2:]) for _, work_dir, _ in running.values()) or 'nothing'
+    names = ', '.join('/'.join(work_dir.parts[-3:]) for _, work_dir, _ in running.values()) or 'nothing'
     return f'{total - waiting - len(running) - failed}/{total} runs done, running {names}, ETA {eta}'
 
 
@@ -336,10 +446,10 @@ def summarize(scores, reference='e2e'):
 
 
 def table(result):
-    """The comparison as a Markdown table.
+    """The comparison of one config as a Markdown table.
 
     Args:
-        result (dict): Content of ``compare.json``.
+        result (dict): The config's part of ``compare.json``.
 
     Returns:
         str: The table and a line that says what its columns are.
@@ -355,7 +465,8 @@ def table(result):
         'step',
     ]
     lines = [columns, ['---', *['---:'] * (len(columns) - 1)]]
-    base = result['arms'].get('e2e', next(iter(result['arms'].values())))
+    first = 'e2e' if 'e2e' in result['arms'] else next(iter(result['arms']))
+    base = result['arms'][first]
     for arm, row in result['arms'].items():
         spread = '' if row['std'] is None else f' ± {row["std"]:.2g}'
         diff = f'{row["diff"]:+.3g}' if 'diff' in row else ''
@@ -368,43 +479,51 @@ def table(result):
         step = f'{row["step_time"]:.3g} s ({row["step_time"] / base["step_time"]:.2f})'
         lines.append([arm, str(row['n']), f'{row["mean"]:.4g}{spread}', diff, *counts, step])
     note = (
-        f'{result["config"]}, seeds {", ".join(map(str, result["seeds"]))}: mean ± standard deviation, paired '
+        f'Seeds {", ".join(map(str, result["seeds"]))}: mean ± standard deviation, paired '
         f'difference with 95 % t-interval. Cost of the backbone at '
-        f'{result["batch"]}x3x{"x".join(map(str, result["shape"]))}, in brackets relative to e2e; step: median time '
-        f'of a training step of the whole model, {result["jobs"]} runs at a time.'
+        f'{result["batch"]}x3x{"x".join(map(str, result["shape"]))}, in brackets relative to {first}; step: median '
+        f'time of a training step of the whole model, {result["jobs"]} runs at a time.'
     )
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + f'\n\n{note}\n'
+    lines = ['| ' + ' | '.join(line) + ' |' for line in lines]
+    return '\n'.join([f'## {result["config"]}', '', *lines, '', note, ''])
 
 
-def plot(result, path):
-    """Draws accuracy against saved activations and train FLOPs, both relative to E2E.
+def plot(results, path):
+    """Draws accuracy against saved activations and train FLOPs, both relative to E2E, a row of panels per config.
 
     Args:
-        result (dict): Content of ``compare.json``.
+        results (dict[str, dict]): Content of ``compare.json``.
         path (str | Path): The picture to write.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.4), layout='constrained')
-    panels = figure.subplots(1, 2, sharey=True)
-    base = result['arms'].get('e2e', next(iter(result['arms'].values())))
+    figure = Figure(figsize=(10, 3.4 * len(results)), layout='constrained')
+    panels = figure.subplots(len(results), 2, sharey='row', squeeze=False)
+    for row, result in zip(panels, results.values(), strict=True):
+        plot_one(result, row)
+    figure.savefig(path, dpi=150)
+
+
+def plot_one(result, panels):
+    """Draws the panels of one config: one point with its spread per arm, and its runs in gray."""
+    first = 'e2e' if 'e2e' in result['arms'] else next(iter(result['arms']))
+    base = result['arms'][first]
     keys = {'activation_bytes': 'saved activations', 'flops': 'train FLOPs'}
     for axes, (key, label) in zip(panels, keys.items(), strict=True):
         for arm, row in result['arms'].items():
             x = row['cost'][key] / base['cost'][key]
             axes.plot([x] * row['n'], list(row['scores'].values()), '.', color='gray', markersize=4)
-            point = axes.errorbar(x, row['mean'], yerr=row['std'], marker='o', capsize=3)
-            axes.annotate(arm, (x, row['mean']), (5, 5), textcoords='offset points', color=point[0].get_color())
+            axes.errorbar(x, row['mean'], yerr=row['std'], marker='o', capsize=3, linestyle='none', label=arm)
         axes.margins(x=0.2)
-        axes.set_xlabel(f'{label} of the backbone, relative to e2e')
+        axes.set_xlabel(f'{label}, relative to {first}')
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(result['metric'])
-    figure.savefig(path, dpi=150)
+    panels[0].set(title=result['config'], ylabel=result['metric'])
+    panels[1].legend(fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config with a RepL backbone')
+    parser.add_argument('configs', nargs='+', metavar='config', help='config with a RepL backbone')
     parser.add_argument('--arms', nargs='+', default=['e2e', 'fuse', 'remove'], help='default: e2e fuse remove')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument('--out', type=Path, required=True, help='folder of the comparison')
@@ -420,58 +539,81 @@ def parse_args(argv=None):
         parser.error(f'--jobs {args.jobs}: must be at least 1')
     try:
         for arm in args.arms:
-            arm_words(arm)
+            read_arm(arm)
     except argparse.ArgumentTypeError as error:
         parser.error(f'--arms: {error}')
+    stems = [Path(config).stem for config in args.configs]
+    for what, folders in (('config', stems), ('--arms', [folder_name(arm) for arm in args.arms])):
+        twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+        if twice:
+            parser.error(f'{what}: two of them would have the same folder {twice!r}; expected different names')
     return args
+
+
+def collect(study, args):
+    """What the runs of one config reached.
+
+    Args:
+        study (dict): Of :func:`prepare`.
+        args (argparse.Namespace): Of :func:`parse_args`.
+
+    Returns:
+        dict: The config's part of ``compare.json``.
+
+    Raises:
+        ValueError: No run has finished, or ``--metric`` is not reported by all.
+    """
+    runs = {}
+    for arm, row in study['arms'].items():
+        files = {seed: row['folder'] / f'seed_{seed}' / 'result.json' for seed in args.seeds}
+        runs[arm] = {seed: json.loads(file.read_text()) for seed, file in files.items() if file.is_file()}
+    runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
+    names = [set(run['metrics']) for by_seed in runs.values() for run in by_seed.values()]
+    metric = choose_metric(set.intersection(*names) if names else (), args.metric)
+    scores = {arm: {seed: run['metrics'][metric] for seed, run in by_seed.items()} for arm, by_seed in runs.items()}
+    arms = summarize(scores)
+    for arm, row in arms.items():
+        row.update(scores=scores[arm], cost=study['arms'][arm]['cost'], runs=runs[arm])
+        row['step_time'] = statistics.median(run['step_time'] for run in runs[arm].values())
+    result = dict(config=study['config'], metric=metric, seeds=args.seeds, jobs=args.jobs)
+    return dict(result, batch=study['batch'], shape=study['shape'], arms=arms)
 
 
 def main(argv=None):
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended as well
-    cfg = read_config(args.config)
-    cfg.merge_from_dict(args.cfg_options)
-    if args.data_root:
-        set_data_root(cfg, args.data_root)
-    check_data(cfg, 'train', 'val')
-    configs, tasks = {}, []
+    studies = []
+    for name in args.configs:  # all, before the first is trained
+        try:
+            studies.append(prepare(name, args))
+        except ValueError as error:  # PlanError and DataError are some
+            stop(f'{name}: {error}')
+    arms = [arm for study in studies for arm in study['arms'].values()]
+    folders = [arm['folder'] for arm in arms]
     try:
-        for arm in args.arms:
-            configs[arm] = arm_config(cfg, arm)
-            write_config(configs[arm], args.out / arm / 'config.py')
+        for arm in arms:
+            write_config(arm['config'], arm['folder'] / 'config.py')
     except ValueError as error:
         stop(error)
-    batch, *shape = input_shape(cfg)
-    shape = args.shape or shape
-    with one_line_errors():  # a wrong plan ends here, before the first run
-        costs = {arm: measure(config, shape, batch) for arm, config in configs.items()}
-    for seed in args.seeds:  # all arms of a seed first: an early stop leaves pairs
-        tasks += [(args.out / arm / 'config.py', args.out / arm / f'seed_{seed}', seed) for arm in args.arms]
+    # all arms of a seed first: an early stop leaves pairs
+    tasks = [(folder / 'config.py', folder / f'seed_{seed}', seed) for seed in args.seeds for folder in folders]
     failed = run_all(tasks, args.jobs)
-
-    runs = {arm: {} for arm in args.arms}
-    for _, work_dir, seed in tasks:
-        if work_dir not in failed:
-            runs[work_dir.parent.name][seed] = json.loads((work_dir / 'result.json').read_text())
-    runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
-    names = [set(run['metrics']) for by_seed in runs.values() for run in by_seed.values()]
-    try:
-        metric = choose_metric(set.intersection(*names) if names else (), args.metric)
-    except ValueError as error:
-        stop(error)
-    scores = {arm: {seed: run['metrics'][metric] for seed, run in by_seed.items()} for arm, by_seed in runs.items()}
-    arms = summarize(scores)
-    for arm, row in arms.items():
-        row.update(scores=scores[arm], cost=costs[arm], runs=runs[arm])
-        row['step_time'] = statistics.median(run['step_time'] for run in runs[arm].values())
-    result = dict(config=Path(args.config).name, metric=metric, seeds=args.seeds, jobs=args.jobs, batch=batch)
-    result.update(shape=list(shape), arms=arms)
-    (args.out / 'compare.json').write_text(json.dumps(result, indent=1))
-    (args.out / 'compare.md').write_text(table(result))
-    plot(result, args.out / 'compare.png')
-    print(table(result))
+    results, problems = {}, []
+    for study in studies:
+        try:
+            results[Path(study['config']).stem] = collect(study, args)
+        except ValueError as error:  # the other configs have their table all the same
+            problems.append(f'{study["config"]}: {error}')
     if failed:
-        stop(f'{len(failed)} of {len(tasks)} runs failed: {", ".join(map(str, failed))}')
+        problems.append(f'{len(failed)} of {len(tasks)} runs failed: {", ".join(map(str, failed))}')
+    if results:
+        text = '\n'.join(map(table, results.values()))
+        (args.out / 'compare.json').write_text(json.dumps(results, indent=1))
+        (args.out / 'compare.md').write_text(text)
+        plot(results, args.out / 'compare.png')
+        print(text)
+    if problems:
+        stop('; '.join(problems))
 
 
 if __name__ == '__main__':

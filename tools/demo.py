@@ -1,12 +1,13 @@
-"""From nothing to trained, evaluated and costed RepL networks, a detector and a segmentor: what `make demo` runs.
+"""From nothing to pretrained, trained, evaluated and costed RepL networks: what `make demo` runs.
 
-Generates the mini dataset in two layouts and trains RetinaNet-RepL and DeepLabV3+-RepL on it; evaluates them, the
-segmentor by mmseg and by the official Cityscapes scripts; draws predictions and curves; prints what RepL costs::
+Generates the mini dataset in three layouts; pretrains the backbones of RetinaNet-RepL and DeepLabV3+-RepL as image
+classifiers, and trains the two from there; evaluates them, the segmentor by mmseg and by the official Cityscapes
+scripts; draws predictions and curves; prints what RepL costs::
 
     python tools/demo.py
 
 Everything lands in data and work_dirs/demo. A second call skips what is there; a call that was cut off is continued.
-It ends with an error if a network has not learned.
+It ends with an error as soon as a network has not learned.
 """
 
 import argparse
@@ -242,24 +243,30 @@ class Part:
     Args:
         config (Path): Config to train; its data_root is where the mini dataset goes.
         dataset (tuple): Arguments of tools/mini_dataset.py.
-        draw (Callable): Takes the config, the checkpoint and the picture to write.
-        losses (tuple[str]): Losses to draw.
         metrics (tuple[str]): Metrics to draw; the first one tells whether the network has learned.
         minimum (float): What the first metric must reach.
+        losses (tuple[str]): Losses to draw. Defaults to the loss.
+        pretraining (Part, optional): Classifier with the same backbone, trained before. Defaults to None.
+        draw (Callable, optional): Takes the config, the checkpoint and the picture to write. Defaults to None: neither
+            pictures nor costs.
         results (tuple[str]): Arguments of tools/test.py that keep the predictions. Defaults to none.
         costs (tuple): Config and image size of a network of usual size to cost beside the small one. Defaults to none.
     """
 
     config: Path
     dataset: tuple
-    draw: Callable
-    losses: tuple
     metrics: tuple
     minimum: float
+    losses: tuple = ('loss',)
+    pretraining: 'Part | None' = None
+    draw: Callable | None = None
     results: tuple = ()
     costs: tuple = ()
 
-    num_steps = 6
+    @property
+    def num_steps(self):
+        """int: Number of steps, those of the pretraining included."""
+        return 4 + (2 if self.draw else 0) + (self.pretraining.num_steps if self.pretraining else 0)
 
     def run(self, work_dir, header):
         """Runs all steps, or what is left of them.
@@ -269,39 +276,61 @@ class Part:
             header (Steps): Announces the steps.
 
         Returns:
-            float: The first metric.
+            Path: The checkpoint.
+
+        Raises:
+            SystemExit: The network has not learned, or a tool failed.
         """
-        cfg = Config.fromfile(self.config)
-        header('mini dataset: textured shapes with occlusion and clutter')
+        name, cfg, start = self.config.stem, Config.fromfile(self.config), 'from scratch'
+        if self.pretraining:
+            pretrained = self.pretraining.run(work_dir / 'pretraining', header)
+            cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(pretrained), prefix='backbone.')
+            start = f'from {os.path.relpath(pretrained)}'
+        header(f'{name}: mini dataset, textured shapes with occlusion and clutter')
         mini_dataset.main([*map(str, self.dataset), '--out', cfg.data_root])
 
-        header(f'training {self.config.stem} from scratch; each log line says how long it still takes (eta)')
+        header(f'{name}: training {start}; each log line says how long it still takes (eta)')
+        config, train_dir, test_dir = work_dir / 'config.py', work_dir / 'train', work_dir / 'test'
         try:
-            write_config(cfg, work_dir / 'config.py')
+            write_config(cfg, config)
         except ValueError as error:
             stop(error)
         epochs = cfg.train_cfg.get('max_epochs')
-        checkpoint = work_dir / (f'epoch_{epochs}.pth' if epochs else f'iter_{cfg.train_cfg.max_iters}.pth')
+        checkpoint = train_dir / (f'epoch_{epochs}.pth' if epochs else f'iter_{cfg.train_cfg.max_iters}.pth')
         if not is_done(checkpoint):
-            run_tool('train.py', self.config, '--work-dir', work_dir, '--resume')
+            run_tool('train.py', config, '--work-dir', train_dir, '--resume')
 
-        header('evaluation on the held-out images')
-        test_dir = work_dir / 'test'
-        results = [word.format(test_dir) for word in self.results]
-        metrics = evaluate(self.config, checkpoint, test_dir, *results)
-        for name, value in metrics.items():
-            if name not in ('time', 'data_time'):
-                print(f'{name:<26} {value:.3f}')
+        header(f'{name}: evaluation on the held-out images')
+        metrics = evaluate(config, checkpoint, test_dir, *(word.format(test_dir) for word in self.results))
+        for key, value in metrics.items():
+            if key not in ('time', 'data_time'):
+                print(f'{key:<26} {value:.3f}')
 
-        header('pictures of predictions beside the ground truth')
-        if not is_done(work_dir / 'predictions.png', checkpoint):
-            self.draw(self.config, checkpoint, work_dir / 'predictions.png')
-
-        header('curves of losses and metrics')
+        header(f'{name}: curves of losses and metrics')
         if not is_done(work_dir / 'curves.png', checkpoint):
-            draw_curves(work_dir, work_dir / 'curves.png', self.losses, self.metrics)
+            draw_curves(train_dir, work_dir / 'curves.png', self.losses, self.metrics)
 
-        header('what RepL costs and saves: exact counts, no data needed')
+        if self.draw:
+            header(f'{name}: pictures of predictions beside the ground truth')
+            if not is_done(work_dir / 'predictions.png', checkpoint):
+                self.draw(config, checkpoint, work_dir / 'predictions.png')
+            header(f'{name}: what RepL costs and saves, exact counts, no data needed')
+            self.show_costs(cfg, work_dir)
+
+        metric = self.metrics[0]
+        value = metrics.get(metric, 0)  # not there if a detector finds nothing
+        if not value >= self.minimum:
+            stop(f'{metric} {value:.3f} is below {self.minimum}, {name} has not learned; see {work_dir}')
+        print(f'\n{name}: {metric} {value:.3f}; its files are in {work_dir}')
+        return checkpoint
+
+    def show_costs(self, cfg, work_dir):
+        """Prints the cost tables of the network of usual size and of the small one.
+
+        Args:
+            cfg (Config): The config that was trained.
+            work_dir (Path): Where the tables go.
+        """
         size = json.loads((Path(cfg.data_root) / mini_dataset.STAMP).read_text())['size']
         mini = (self.config, '--shape', *size, '--batch', cfg.train_dataloader.batch_size)
         for config, *shape in filter(None, (self.costs, mini)):
@@ -312,26 +341,36 @@ class Part:
                     run_tool('cost.py', config, *shape, *files, stdout=part)
                 table.with_suffix('.part').rename(table)
             print(table.read_text())
-        return metrics[self.metrics[0]]
+
+
+def pretraining(name):
+    """What the demo does with the classifier of a config in configs/classification."""
+    return Part(
+        config=CONFIGS / 'classification' / f'{name}.py',
+        dataset=('--layout', 'imagenet', '--size', 64, 64, '--num-train', 4800, '--num-val', 400),
+        metrics=('accuracy/top1',),
+        minimum=45,
+    )
 
 
 PARTS = dict(
     detection=Part(
         config=CONFIGS / 'retinanet_r50_repl_mini.py',
         dataset=(),
-        draw=draw_detections,
-        losses=('loss', 'loss_cls', 'loss_bbox'),
         metrics=('coco/bbox_mAP_50', 'coco/bbox_mAP'),
         minimum=0.5,
+        losses=('loss', 'loss_cls', 'loss_bbox'),
+        pretraining=pretraining('resnet50_repl_mini'),
+        draw=draw_detections,
         costs=(CONFIGS / 'retinanet_r50_repl_coco.py',),
     ),
     segmentation=Part(
         config=CONFIGS / 'deeplabv3plus_r34-d8_repl_mini.py',
         dataset=('--layout', 'cityscapes', '--size', 64, 64, '--num-train', 2000),
-        draw=draw_segmentations,
-        losses=('loss',),
         metrics=('mIoU', 'mAcc'),
         minimum=45,
+        pretraining=pretraining('resnetv1c34_repl_mini'),
+        draw=draw_segmentations,
         results=('--out', '{}/results'),
         costs=(CONFIGS / 'deeplabv3plus_r50-d8_repl_cityscapes.py', '--shape', 512, 1024),
     ),
@@ -340,20 +379,15 @@ PARTS = dict(
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='default: all')
+    parser.add_argument(
+        '--parts', nargs='+', choices=PARTS, default=list(PARTS), help='each with its pretraining; default: all'
+    )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: %(default)s')
     args = parser.parse_args(argv)
-    header = Steps(Part.num_steps * len(args.parts))
-    reached = {name: PARTS[name].run(args.work_dir / name, header) for name in args.parts}
-    failed = []
-    print()
-    for name, value in reached.items():
-        part = PARTS[name]
-        print(f'{name}: {part.metrics[0]} {value:.3f}; pictures and tables are in {args.work_dir / name}')
-        if not value >= part.minimum:
-            failed.append(f'{part.metrics[0]} {value:.3f} is below {part.minimum}, the {name} network has not learned')
-    if failed:
-        stop('; '.join(failed))
+    parts = {name: PARTS[name] for name in args.parts}
+    header = Steps(sum(part.num_steps for part in parts.values()))
+    for name, part in parts.items():
+        part.run(args.work_dir / name, header)
 
 
 if __name__ == '__main__':

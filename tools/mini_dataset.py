@@ -20,8 +20,14 @@ With ``--layout cityscapes`` the same scenes become a folder as the official Cit
                                minitrain_000000_000000_gtFine_instanceIds.png ...
         mini_dataset.json
 
-:func:`scene` draws one picture with its instance map and knows nothing of files; a writer such as
-:func:`write_coco` or :func:`write_cityscapes` only decides how scenes lie on disk.
+With ``--layout imagenet`` pictures are closeups of one object, each in the folder of its class, for classification::
+
+    data/mini_imagenet/
+        train/ring/000003.jpg ...   train/square/   train/star/   train/triangle/          val/ring/000003.jpg ...
+        mini_dataset.json
+
+:func:`scene` draws one picture with its instance map and knows nothing of files; the writer of a layout only decides
+how scenes lie on disk.
 """
 
 import argparse
@@ -222,7 +228,7 @@ def scene(rng, size, num_objects=None, min_visible=0.5):
     return np.clip(image, 0, 255).astype(np.uint8), instances, np.array(labels, np.int64)
 
 
-def scenes(split, num, size, seed):
+def scenes(split, num, size, seed, single=False):
     """Yields ``num`` scenes of a split; scene ``i`` depends on nothing but (seed, split, i).
 
     Args:
@@ -230,12 +236,17 @@ def scenes(split, num, size, seed):
         num (int): Number of scenes.
         size (tuple[int]): Height and width.
         seed (int): Seed of the dataset.
+        single (bool): Whether scenes have one object each, of the classes in turn. Defaults to False.
 
     Yields:
         tuple: As :func:`scene` returns.
     """
     for i in range(num):
-        yield scene(np.random.default_rng([seed, ('train', 'val').index(split), i]), size)
+        rng = np.random.default_rng([seed, ('train', 'val').index(split), i])
+        drawn = scene(rng, size, 1 if single else None)
+        while single and drawn[2].tolist() != [i % len(CLASSES)]:  # of another class, or hidden and without a label
+            drawn = scene(rng, size, 1)
+        yield drawn
 
 
 def coco_annotations(instances, labels):
@@ -327,7 +338,35 @@ def _write_cityscapes_split(folder, split, num, size, seed):
             cv2.imwrite(str(label_dir / f'{name}_gtFine_{kind}.png'), label_map)
 
 
-LAYOUTS = dict(coco=_write_coco_split, cityscapes=_write_cityscapes_split)
+def closeup(image, instances, size):
+    """The part of a scene around its objects, with an eighth to spare on each side, enlarged or reduced to a size.
+
+    Args:
+        image (np.ndarray): Picture as :func:`scene` returns.
+        instances (np.ndarray): Its instance map.
+        size (tuple[int]): Height and width of the result.
+
+    Returns:
+        np.ndarray: uint8 (h, w, 3).
+    """
+    places, whole = np.argwhere(instances), np.array(instances.shape)
+    low, high = places.min(axis=0), places.max(axis=0) + 1
+    part = np.minimum(whole, np.ceil(1.25 * np.max((high - low) / size) * np.array(size)).astype(int))
+    top, left = np.clip((low + high - part) // 2, 0, whole - part)
+    return cv2.resize(image[top : top + part[0], left : left + part[1]], (size[1], size[0]))
+
+
+def _write_imagenet_split(folder, split, num, size, seed):
+    """Writes the pictures of one split, each into the folder of its class."""
+    larger = tuple(side * 3 // 2 for side in size)
+    drawn = scenes(split, num, larger, seed, single=True)
+    for i, (image, instances, labels) in enumerate(track(drawn, f'{split} scenes', num)):
+        path = folder / split / CLASSES[labels[0]] / f'{i:06d}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), closeup(image, instances, size), [cv2.IMWRITE_JPEG_QUALITY, 95])
+
+
+LAYOUTS = dict(coco=_write_coco_split, cityscapes=_write_cityscapes_split, imagenet=_write_imagenet_split)
 
 
 def write(layout, out_dir, num_train=1000, num_val=150, size=(96, 96), seed=0):
@@ -383,7 +422,7 @@ write_cityscapes = partial(write, 'cityscapes')
 def main(argv=None):
     parser = argparse.ArgumentParser(description='Generate the mini dataset.')
     parser.add_argument('--layout', choices=LAYOUTS, default='coco', help='how it lies on disk (default: %(default)s)')
-    parser.add_argument('--out', help='folder to write (default: data/mini, or data/mini_cityscapes)')
+    parser.add_argument('--out', help='folder to write (default: data/mini, for other layouts data/mini_LAYOUT)')
     parser.add_argument('--num-train', type=int, default=1000, help='training images (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=150, help='validation images (default: %(default)s)')
     parser.add_argument(
@@ -391,7 +430,7 @@ def main(argv=None):
     )
     parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     args = parser.parse_args(argv)
-    out = args.out or dict(coco='data/mini', cityscapes='data/mini_cityscapes')[args.layout]
+    out = args.out or 'data/mini' + (f'_{args.layout}' if args.layout != 'coco' else '')
     try:
         written = write(args.layout, out, args.num_train, args.num_val, args.size, args.seed)
     except (FileExistsError, ValueError) as error:

@@ -1,8 +1,8 @@
 """How well can each computing layer stand in for the block that it replaces? Measured on real pretrained weights.
 
-Blocks 1 and 3 of every stage of a CIFAR-10 ResNet-32 are replaced. The computing layers' own parameters are fitted,
-one layer after the other, to the output of the replaced block on a few hundred unlabelled training images; nothing
-else is trained. What remains of the test accuracy says how rich operator and transformation are::
+Blocks 1 and 3 of every stage of a CIFAR-10 ResNet-32 are replaced. The computing layers' own parameters are fitted on
+a few hundred unlabelled training images as tools/convert.py does it: block by block, then together; nothing else is
+trained. What remains of the test accuracy says how rich operator and transformation are::
 
     python tools/operator_study.py --cifar data/cifar-10-batches-py --weights resnet32-d509ac18.th
 
@@ -14,10 +14,10 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from torch import nn
 
 import repl_mm
+from repl_mm import conversion
 from repl_mm.classification import CIFAR10, CifarResNet, DataError
 
 SLOTS = [(stage, index) for stage in range(3) for index in (1, 3)]
@@ -57,15 +57,6 @@ class ResNet(CifarResNet):
     def forward(self, x):
         return self.linear(super().forward(x)[0].mean((2, 3)))
 
-    def before(self, x, stage, index):
-        """The input of a block."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        for earlier in range(stage):
-            x = getattr(self, f'layer{earlier + 1}')(x)
-        for block in range(index):
-            x = getattr(self, f'layer{stage + 1}')[block](x)
-        return x
-
 
 def load(folder, split):
     """At most 10,000 normalized images (N, 3, 32, 32) and labels of a split."""
@@ -81,33 +72,6 @@ def accuracy(net, images, labels):
     return sum(
         int((net(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
     ) / len(labels)
-
-
-def fit(net, stock, images, steps):
-    """Fit every computing layer, in order, to the block that it replaces; returns the mean relative error.
-
-    The error is that of the layer's output, relative to leaving the block out.
-    """
-    errors = []
-    for stage, index in SLOTS:
-        layer = getattr(net, f'layer{stage + 1}')[index]
-        with torch.no_grad():
-            x = net.before(images, stage, index)
-            target = stock.before(images, stage, index + 1)
-        if not list(layer.parameters()):
-            continue  # removed
-        optimizer = torch.optim.Adam(layer.repl.parameters(), lr=0.006)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(steps):
-            chosen = torch.randint(0, len(x), (48,))
-            loss = F.mse_loss(layer(x[chosen]), target[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        with torch.no_grad():
-            errors.append(float(F.mse_loss(layer(x), target) / F.mse_loss(x, target)))
-    return sum(errors) / max(1, len(errors))
 
 
 def finetune(net, images, labels, steps):
@@ -135,7 +99,8 @@ def main():
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), help='default: all')
     parser.add_argument('--images', type=int, default=512, help='unlabelled images to fit on (default: 512)')
     parser.add_argument('--test-images', type=int, default=2500, help='test images, at most 10000 (default: 2500)')
-    parser.add_argument('--steps', type=int, default=150, help='steps per block (default: 150)')
+    parser.add_argument('--block-steps', type=int, default=150, help='steps per block (default: 150)')
+    parser.add_argument('--steps', type=int, default=300, help='steps of all blocks together (default: 300)')
     parser.add_argument('--finetune', type=int, default=0, help='steps of training the whole network (default: 0)')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
@@ -156,14 +121,19 @@ def main():
     stock = network()
     removed = network(dict(mode='remove'))
     print(f'E2E {accuracy(stock, *test):.4f}, blocks removed {accuracy(removed, *test):.4f}')
-    print('| operator, transformation | fitted | error | new parameters | fine-tuned |\n|---|---:|---:|---:|---:|')
-    lines = []
-    for arm in track(args.arms, description='arms'):
+    columns = ['operator, transformation', 'block by block', 'together', 'error', 'new parameters']
+    columns += ['fine-tuned'] if args.finetune else []
+    lines = [f'| {" | ".join(columns)} |', '|---' + '|---:' * (len(columns) - 1) + '|']
+    for i, arm in enumerate(args.arms):
+        print(f'{arm} ({i + 1} of {len(args.arms)})')
         torch.manual_seed(args.seed)
         net = network(ARMS[arm])
-        error = fit(net, stock, images, args.steps)
+        conversion.convert(net, stock, images, block_steps=args.block_steps, steps=0)
+        fitted = accuracy(net, *test)
+        errors = conversion.convert(net, stock, images, block_steps=0, steps=args.steps)
+        error = f'{errors[-1].after:.2f}' if errors else '1'
         new = sum(p.numel() for name, p in net.named_parameters() if '.repl.' in name)
-        line = f'| {arm} | {accuracy(net, *test):.1%} | {error:.2f} | {new} |'
+        line = f'| {arm} | {fitted:.1%} | {accuracy(net, *test):.1%} | {error} | {new} |'
         if args.finetune:
             finetune(net, *train, args.finetune)
             line += f' {accuracy(net, *test):.1%} |'

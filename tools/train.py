@@ -10,6 +10,7 @@ from _common import (
     one_line_errors,
     stop,
 )
+from mmengine.runner import find_latest_checkpoint
 
 
 def parse_args():
@@ -41,9 +42,10 @@ def main():
         if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or ()):
             stop('--auto-scale-lr: the config lacks auto_scale_lr=dict(enable=..., base_batch_size=...)')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume is not None and args.resume != 'auto':
+        cfg.resume, cfg.load_from = True, args.resume
+    elif args.resume and find_latest_checkpoint(cfg.work_dir):  # else the run starts, from load_from if there is one
+        cfg.resume, cfg.load_from = True, None
     check_checkpoint(cfg.get('load_from'))
     check_data(cfg, 'train', 'val')
     with one_line_errors():

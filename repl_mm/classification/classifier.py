@@ -107,7 +107,7 @@ class ImageClassifier(BaseModel):
             Tensor | dict | list[dict]: 'tensor': logits (N, num_classes); 'loss': the cross entropy as ``loss``;
             'predict': for every image its ``scores`` (num_classes,) and, where labels are given, its ``label``.
         """
-        logits = self.head(self.pooled(inputs)).float()
+        logits = self.classify(self.backbone(inputs.contiguous(memory_format=self.memory_format))).float()
         if mode == 'tensor':
             return logits
         if mode == 'loss':
@@ -119,10 +119,9 @@ class ImageClassifier(BaseModel):
             return [dict(scores=score, label=label) for score, label in zip(scores, labels, strict=True)]
         raise ValueError(f"mode={mode!r} is not valid: expected 'tensor', 'loss' or 'predict'")
 
-    def pooled(self, inputs: Tensor) -> Tensor:
-        """What the linear layer sees of the images: (N, in_channels)."""
-        out = self.backbone(inputs.contiguous(memory_format=self.memory_format))
-        out = out[-1] if isinstance(out, tuple | list) else out
+    def classify(self, outputs) -> Tensor:
+        """Logits (N, num_classes) of the backbone's outputs."""
+        out = outputs[-1] if isinstance(outputs, tuple | list) else outputs
         if isinstance(out, tuple | list):
             out = out[1]  # the class token
         elif out.dim() == 4:
@@ -132,4 +131,4 @@ class ImageClassifier(BaseModel):
                 f'ImageClassifier.in_channels={self.head.in_features} does not fit the backbone, whose last output '
                 f'has {out.shape[1]} channels'
             )
-        return out
+        return self.head(out)

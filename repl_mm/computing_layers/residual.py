@@ -1,13 +1,13 @@
 """The computing layer of convolutional residual blocks."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Synthesizing, recomputed
 
 
 class ResidualSurrogate(Synthesizing):
-    """``relu(x + branch(x))``, the branch a chain of convolutions with synthesized weights and ReLU between them.
+    """``relu(x + drop(branch(x)))``; the branch is a chain of convolutions with synthesized weights, ReLU between.
 
     No activation norm (it would need statistics that ``norm_eval`` never lets it learn): the inner weights are
     normalized, the last one starts small. Only the output is kept for backward: weights and hidden activations are
@@ -17,14 +17,16 @@ class ResidualSurrogate(Synthesizing):
         convs (dict[str, tuple]): Per convolution, in order, its :class:`repl_mm.fusion.Synthesis` and the settings of
             ``F.conv2d`` (stride, padding, dilation, groups).
         neighbours, neighbour_weights, detach: See :class:`Synthesizing`.
+        drop (nn.Module | None): Stochastic depth of the replaced block. Default: None, nothing.
 
     Shape: ``(N, C, H, W)`` to the same.
     """
 
-    def __init__(self, convs: dict, neighbours: tuple, neighbour_weights, detach: bool):
+    def __init__(self, convs: dict, neighbours: tuple, neighbour_weights, detach: bool, drop: nn.Module | None = None):
         syntheses = {name: synthesis for name, (synthesis, _) in convs.items()}
         super().__init__(syntheses, neighbours, neighbour_weights, detach)
         self.settings = [settings for _, settings in convs.values()]
+        self.drop = drop or nn.Identity()
 
     def branch(self, x: Tensor) -> Tensor:
         """The chain of convolutions, without the shortcut."""
@@ -33,4 +35,4 @@ class ResidualSurrogate(Synthesizing):
         return x
 
     def compute(self, x: Tensor) -> Tensor:
-        return F.relu_(x + recomputed(self.branch, x))
+        return F.relu_(x + self.drop(recomputed(self.branch, x)))

@@ -99,7 +99,8 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         elif plan.operator == 'narrow':
             convs['spatial'] = (light('spatial', (hidden, hidden, *kernel), gain=gain), around)
         convs['expand'] = (_last(plan, neighbours, 'expand', (channels, hidden, 1, 1), dim=1), {})
-    return ResidualSurrogate(convs, neighbours, weights, plan.detach)
+    drop = getattr(block, 'drop_path', None)  # stochastic depth: CifarResNet and mmpretrain have it, mmdet does not
+    return ResidualSurrogate(convs, neighbours, weights, plan.detach, drop)
 
 
 def _synthesis(plan, neighbours, role, shape, dim=0, start=1.0, gain=None, bias=True) -> fusion.Synthesis:

@@ -15,6 +15,7 @@ model = dict(
         num_heads=6,
         drop_path_rate=0.1,
         norm_cfg=dict(type='LN', eps=1e-6),
+        patch_bias=True,
         final_norm=True,
         output_cls_token=True,
     ),

@@ -1,0 +1,44 @@
+"""The backbone of retinanet_r50_repl_mini.py, pretrained on the generated mini dataset in minutes on two CPU cores.
+
+python tools/mini_dataset.py --layout imagenet --size 64 64 --num-train 4800 --num-val 400
+"""
+
+_base_ = ['_base_/models/resnet.py', '_base_/default_runtime.py']
+
+model = dict(
+    backbone=dict(type='RepLResNet', replace=dict(), base_channels=32),
+    num_classes=4,
+    in_channels=1024,
+)
+custom_hooks = [dict(type='RepLHook', shape=(64, 64))]
+
+data_root = 'data/mini_imagenet/'
+loader = dict(batch_size=32, num_workers=1, persistent_workers=True, collate_fn=dict(type='repl_mm.collate'))
+dataset = dict(type='ImageNet', data_root=data_root, num_classes=4)
+load, pack = dict(type='LoadImage'), dict(type='PackImage')
+flip = dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal'])
+train_dataloader = dict(
+    **loader,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(**dataset, split='train', pipeline=[load, flip, pack]),
+)
+val_dataloader = dict(
+    **loader,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(**dataset, split='val', pipeline=[load, pack]),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator
+
+train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=1)
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0, bias_decay_mult=0),
+    clip_grad=dict(max_norm=10),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=60),
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True),
+]
+default_hooks = dict(logger=dict(interval=10))

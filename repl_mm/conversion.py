@@ -1,0 +1,207 @@
+"""Conversion: computing layers fitted to stock weights, on a few hundred unlabelled images.
+
+A network with stock weights starts near the network *without* the replaced blocks. Here the parameters of its
+computing layers, and nothing else, are fitted so that it does what the stock network does: first each layer to the
+block that it replaces, in order, on what the layers before it really put out; then all of them together to the outputs
+of the backbone, because what reproduces a block best is not what serves the network best.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+
+from .calibration import calibrate
+from .classification import BatchCrop, BatchFlip
+from .surgery import computing_layers
+
+LARGEST = 0.01  # root mean square that counts for larger parameters (gains) and for those at zero (biases)
+CACHE = 2**30  # bytes of inputs, and as many of targets, that the fit of one layer keeps
+
+
+@dataclasses.dataclass(frozen=True)
+class Error:
+    """Squared distance to the stock network on held-out images, relative to what leaving the blocks out gives.
+
+    Args:
+        name (str): Dotted name of the computing layer, or 'outputs': all outputs of the backbone.
+        before (float): As initialized.
+        after (float): As fitted. 1 is as bad as no computing layer.
+    """
+
+    name: str
+    before: float
+    after: float
+
+
+def table(errors: Sequence[Error]) -> str:
+    """The errors as a Markdown table."""
+    lines = ['| computing layer | removed | before | after |', '|---|---:|---:|---:|']
+    return '\n'.join(lines + [f'| {e.name} | 1 | {e.before:.3f} | {e.after:.3f} |' for e in errors])
+
+
+def convert(
+    backbone: nn.Module,
+    stock: nn.Module,
+    images: Tensor,
+    block_steps: int = 150,
+    steps: int = 300,
+    batch: int = 48,
+    lr: float = 0.1,
+    head: Callable | None = None,
+) -> list[Error]:
+    """Fit the computing layers of a backbone to the blocks that they replace, in place.
+
+    Args:
+        backbone (nn.Module): A backbone with computing layers; its other blocks have the stock weights.
+        stock (nn.Module): The backbone as it was before :func:`repl_mm.apply_repl`.
+        images (Tensor): Normalized images ``(N, 3, H, W)``; no labels are needed. An eighth of them is held out for
+            the errors.
+        block_steps (int): Steps for each computing layer. Default: 150.
+        steps (int): Steps for all of them together, on shifted and mirrored images. Default: 300.
+        batch (int): Images in a step. Default: 48.
+        lr (float): Step size of Adam as a share of a parameter's root mean square; six times as much for one layer
+            alone. Coefficients differ in size by their number and by ``rate`` of :mod:`repl_mm.fusion`. Default: 0.1.
+        head (Callable | None): What a model makes of the backbone's outputs, a classifier its logits; it counts as one
+            more output. Default: None.
+
+    Returns:
+        list[Error]: Of each computing layer, on the stock network's own activations, and of the outputs. Empty if no
+        computing layer has parameters.
+    """
+    layers = {name: layer for name, layer in computing_layers(backbone) if list(layer.parameters())}
+    if not layers:
+        return []
+    modes = [(net, net.training) for net in (backbone, stock)]
+    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    for net, _ in modes:
+        net.eval()
+    backbone.requires_grad_(False)
+    held_out, images = images.split([len(images) // 8, len(images) - len(images) // 8])
+    held_out, batches = held_out.split(batch), images.split(batch)
+    calibrate(backbone, batches)  # operator='full' has norms of its own
+
+    def results(outputs):
+        return [*tensors(outputs), *([] if head is None else [head(outputs)])]
+
+    before = _errors(layers, backbone, stock, held_out, results)
+
+    for name, layer in track(layers.items(), 'fitting block by block'):
+        inputs, rest, targets = _pairs(name, backbone, stock, batches)
+
+        def block_loss(chosen, layer=layer, inputs=inputs, rest=rest, targets=targets):
+            return F.mse_loss(layer(inputs[chosen], *rest), targets[chosen]) / targets.var()
+
+        _fit([layer], block_loss, len(inputs), block_steps, batch, 6 * lr)
+
+    shift, mirror = BatchCrop(images.shape[-1] // 8), BatchFlip()
+
+    def loss(chosen):
+        x, _ = mirror(*shift(images[chosen], chosen))
+        with torch.no_grad():
+            targets = results(stock(x))
+        return _distance(results(backbone(x)), targets)
+
+    _fit(layers.values(), loss, len(images), steps, batch, lr, 'fitting together')
+    after = _errors(layers, backbone, stock, held_out, results)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    for net, mode in modes:
+        net.train(mode)
+    return [Error(name, before[name], after[name]) for name in before]
+
+
+def tensors(outputs) -> list[Tensor]:
+    """All tensors of a backbone's outputs, whose tuples may hold tuples."""
+    return [outputs] if isinstance(outputs, Tensor) else [tensor for output in outputs for tensor in tensors(output)]
+
+
+def _distance(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """Mean squared distance, each output in units of its target's variance."""
+    return sum(F.mse_loss(a, b) / b.var() for a, b in zip(outputs, targets, strict=True)) / len(targets)
+
+
+def _fit(
+    layers: Iterable[nn.Module],
+    loss: Callable,
+    num: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    progress: str | None = None,
+) -> None:
+    """Minimize ``loss(indices of images)`` over the layers' parameters by Adam; the rate falls as a cosine."""
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    sizes = [float(parameter.detach().square().mean().sqrt()) or LARGEST for parameter in parameters]
+    groups = [dict(params=[p], lr=lr * min(size, LARGEST)) for p, size in zip(parameters, sizes, strict=True)]
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    for _ in track(range(steps), progress or '', disable=progress is None):
+        optimizer.zero_grad()
+        loss(torch.randint(num, (min(batch, num),))).backward()
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad()
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+
+
+class _Reached(Exception):
+    """The block of interest has run; what lies behind it is not needed."""
+
+
+@torch.no_grad()
+def _record(net: nn.Module, name: str, batches: Iterable[Tensor], limit: float = float('inf')) -> list[tuple]:
+    """Arguments and output of a block for batches of images, until its outputs exceed ``limit`` bytes."""
+    records = []
+
+    def hook(_, args, output):
+        records.append((args, output))
+        raise _Reached
+
+    handle = net.get_submodule(name).register_forward_hook(hook)
+    for batch in batches:
+        with suppress(_Reached):
+            net(batch)
+        if sum(output.nbytes for _, output in records) > limit:
+            break
+    handle.remove()
+    return records
+
+
+def _pairs(
+    name: str, backbone: nn.Module, stock: nn.Module, batches: Sequence[Tensor]
+) -> tuple[Tensor, tuple, Tensor]:
+    """What a computing layer receives (a tensor and further arguments), and what the stock block puts out."""
+    inputs = [args for args, _ in _record(backbone, name, batches, CACHE)]
+    targets = [output for _, output in _record(stock, name, batches[: len(inputs)])]
+    return torch.cat([x for x, *_ in inputs]), inputs[0][1:], torch.cat(targets)
+
+
+@torch.no_grad()
+def _errors(layers: dict[str, nn.Module], backbone, stock, batches, results: Callable) -> dict[str, float]:
+    """The errors of :class:`Error`, as they are now."""
+    errors = {}
+    for name, layer in layers.items():
+        distances = [
+            ((layer(*args) - output).square().sum(), (args[0] - output).square().sum())
+            for args, output in _record(stock, name, batches)
+        ]
+        fitted, removed = map(sum, zip(*distances, strict=True))
+        errors[name] = float(fitted / removed)
+
+    def distance():
+        return sum(_distance(results(backbone(x)), results(stock(x))) * len(x) for x in batches)
+
+    fitted = distance()
+    handles = [layer.register_forward_hook(lambda _, args, output: args[0]) for layer in layers.values()]
+    errors['outputs'] = float(fitted / distance())
+    for handle in handles:
+        handle.remove()
+    return errors

@@ -1,0 +1,299 @@
+"""Conversion of stock weights: repl_mm/conversion.py and tools/convert.py."""
+
+import copy
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import mmcv
+import mmseg
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from operator_study import MEAN, STD, ResNet, accuracy
+from small import BACKBONES, REPO, build, images
+from test_classification import write_cifar
+from test_tools import detector, run, run_well
+from torch import nn
+
+import repl_mm
+from repl_mm import conversion
+from repl_mm.classification import CifarResNet
+
+FITTED = ['basic', 'bottleneck', 'adjacent', 'full', 'v1d', 'own', 'share', 'vit', 'beit', 'swin', 'mit', 'pvt']
+
+
+def stock_and_converted(settings, replace, seed=0):
+    """A stock backbone whose norms and biases carry signal, and a copy of it with RepL; in train mode."""
+    torch.manual_seed(seed)
+    stock = build(settings)
+    stock.init_weights()
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    stock.train()
+    backbone = copy.deepcopy(stock)
+    repl_mm.apply_repl(backbone, **replace)
+    return stock, backbone
+
+
+@pytest.mark.parametrize('name', FITTED)
+def test_computing_layers_come_nearer_to_the_stock_network_and_nothing_else_changes(name):
+    stock, backbone = stock_and_converted(*BACKBONES[name])
+    before = copy.deepcopy(backbone.state_dict())
+    trained = {key: p.requires_grad for key, p in backbone.named_parameters()}
+    modes = [module.training for module in backbone.modules()]
+    errors = conversion.convert(backbone, stock, images(32), block_steps=20, steps=20, batch=8)
+
+    layers = dict(repl_mm.computing_layers(backbone))
+    assert [error.name for error in errors] == [*layers, 'outputs']
+    assert errors[-1].after < errors[-1].before
+    changed = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed and all(key.startswith(tuple(f'{layer}.repl.' for layer in layers)) for key in changed)
+    assert trained == {key: p.requires_grad for key, p in backbone.named_parameters()}
+    assert modes == [module.training for module in backbone.modules()]
+    assert all(p.grad is None for p in backbone.parameters())
+    assert not backbone._forward_hooks and all(not module._forward_hooks for module in stock.modules())
+
+
+def test_removed_blocks_leave_nothing_to_fit():
+    stock, backbone = stock_and_converted(*BACKBONES['remove'])
+    assert conversion.convert(backbone, stock, images(16)) == []
+
+
+def test_a_block_that_a_computing_layer_can_express_is_found():
+    """``relu(x + K x)``: a block whose first convolution passes on what is positive, and whose norms do nothing."""
+    torch.manual_seed(0)
+    stock = CifarResNet(20, base_channels=4)
+    stock.init_weights()
+    block = stock.layer2[1]
+    for norm in (block.bn1, block.bn2):
+        norm.eps = 0.0
+    nn.init.dirac_(block.conv1.weight)
+    nn.init.normal_(block.conv2.weight, std=0.2)
+    backbone = copy.deepcopy(stock)
+    repl_mm.apply_repl(backbone, slots=[(1, 1)], mode='own', operator='conv')
+    errors = conversion.convert(backbone, stock, images(64, 32), block_steps=400, steps=0, batch=32)
+    assert [error.name for error in errors] == ['layer2.1', 'outputs']
+    assert errors[0].after < 0.05 and errors[1].after < 0.1 and min(error.before for error in errors) > 0.9
+
+
+def test_errors_are_relative_to_leaving_the_blocks_out():
+    stock, backbone = stock_and_converted(BACKBONES['basic'][0], dict(slots=[(2, 1)], mode='own', operator='conv'))
+    layer = backbone.layer3[1]
+    with torch.no_grad():
+        layer.repl['conv'].source.weight.zero_()  # relu(x + 0) is what leaving it out gives
+    errors = conversion.convert(backbone, stock, images(16), block_steps=0, steps=0)
+    assert [(error.name, error.before) for error in errors] == [
+        ('layer3.1', pytest.approx(1)),
+        ('outputs', pytest.approx(1)),
+    ]
+    assert conversion.table(errors).splitlines()[2] == '| layer3.1 | 1 | 1.000 | 1.000 |'
+
+
+def cifar_tiles(folder, split, num):
+    """The first images of each class, normalized, and their labels."""
+    images, labels = [], []
+    for file in sorted((folder / 'cifar10').glob(f'{split}_*.webp')):
+        mosaic = cv2.imread(str(file))[..., ::-1]
+        tiles = mosaic.reshape(mosaic.shape[0] // 32, 32, 50, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
+        images.append((torch.tensor(tiles[:num]).float() / 255 - MEAN) / STD)
+        labels += [int(file.stem.split('_')[1])] * num
+    return torch.cat(images), torch.tensor(labels)
+
+
+# ---- tools/convert.py ----
+
+
+def timm_names(state):
+    """The tensors of mmseg's VisionTransformer by timm's names."""
+    names = {
+        'patch_embed.projection': 'patch_embed.proj',
+        'layers.': 'blocks.',
+        '.ln1.': '.norm1.',
+        '.ln2.': '.norm2.',
+    }
+    names |= {'attn.attn.in_proj_': 'attn.qkv.', 'attn.attn.out_proj': 'attn.proj'}
+    names |= {'ffn.layers.0.0': 'mlp.fc1', 'ffn.layers.1': 'mlp.fc2'}
+    found = {}
+    for key, value in state.items():
+        key = f'norm{key[3:]}' if key.startswith('ln1.') else key
+        for ours, timm in names.items():
+            key = key.replace(ours, timm)
+        found[key] = value
+    return found
+
+
+CLASSIFIER = """
+_base_ = '{root}/configs/classification/{base}.py'
+model = dict(backbone=dict({backbone}), in_channels={channels})
+custom_hooks = []
+"""
+CONFIGS = dict(
+    resnet=dict(base='resnet32_repl_cifar10', backbone='depth=20, base_channels=4', channels=16),
+    vit=dict(base='vit-s_repl_cifar10', backbone='embed_dims=16, num_heads=2, num_layers=6', channels=16),
+)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with 20 pictures, in folders and of different sizes."""
+    for i in range(20):
+        file = tmp_path / 'pictures' / f'folder {i % 2}' / f'{i}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mmcv.imwrite(np.random.default_rng(i).integers(0, 255, (30 + i, 60 - i, 3), np.uint8), str(file))
+    return tmp_path / 'pictures'
+
+
+def write_config(tmp_path, name):
+    file = tmp_path / f'{name}.py'
+    file.write_text(CLASSIFIER.format(root=REPO, **CONFIGS[name]))
+    return file
+
+
+def build_model(config, stock=False):
+    """The model of a config, with RepL or without; of one seed, initialized."""
+    cfg = Config.fromfile(config)
+    if stock:
+        cfg.model.backbone.type = cfg.model.backbone.type.removeprefix('RepL')
+        cfg.model.backbone.pop('replace', None)
+        cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model
+
+
+NAMES = {
+    'mm model': lambda model: dict(state_dict=model.state_dict()),
+    'data parallel, head called linear': lambda model: dict(
+        state_dict={f'module.{k}': v for k, v in model.backbone.state_dict().items()}
+        | {f'module.linear.{k}': v for k, v in model.head.state_dict().items()}
+    ),
+    'timm': lambda model: dict(
+        model=timm_names(model.backbone.state_dict()) | {f'head.{k}': v for k, v in model.head.state_dict().items()}
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('config', 'names'), [('resnet', 'mm model'), ('resnet', 'data parallel, head called linear'), ('vit', 'timm')]
+)
+def test_a_classifier_is_converted_fitted_and_loads(config, names, pictures, tmp_path):
+    config = write_config(tmp_path, config)
+    stock = build_model(config, stock=True)
+    torch.save(NAMES[names](stock), tmp_path / 'stock.pth')
+    options = ['--calibrate', pictures, '--shape', 32, 32, '--steps', 3, '--block-steps', 3, '--batch', 4]
+    log = run_well('convert.py', 'stock.pth', config, 'new/out.pth', *options, cwd=tmp_path)
+    assert 'RepL plan of' in log and '| outputs | 1 |' in log and 'on 2 held-out images' in log
+    assert 'no place' not in log
+
+    model = build_model(config)
+    start = model.state_dict()
+    state = torch.load(tmp_path / 'new' / 'out.pth', weights_only=True)['state_dict']
+    assert set(state) == set(start)
+    kept = {key for key in stock.state_dict() if key in state}
+    assert 'head.weight' in kept and len(kept) > 20
+    assert all(torch.equal(state[key], stock.state_dict()[key]) for key in kept)
+    assert any('.repl.' in key and not torch.equal(state[key], start[key]) for key in state)  # fitted
+
+
+def test_the_datasets_own_images_and_a_stock_config(tmp_path):
+    """CIFAR-10 is no folder of pictures; with a stock config the tool gives mm's names only."""
+    write_cifar(tmp_path / 'data')
+    config = write_config(tmp_path, 'resnet')
+    stock = build_model(config, stock=True)
+    torch.save(stock.backbone.state_dict(), tmp_path / 'stock.pth')
+    options = ['--calibrate', 'data', '--num', 24, '--steps', 2, '--block-steps', 2]
+    assert 'on 3 held-out images' in run_well('convert.py', 'stock.pth', config, 'out.pth', *options, cwd=tmp_path)
+
+    plain = tmp_path / 'plain.py'
+    plain.write_text(config.read_text().replace('_repl_', '_'))
+    run_well('convert.py', 'stock.pth', plain, 'plain.pth', cwd=tmp_path)
+    state = torch.load(tmp_path / 'plain.pth', weights_only=True)['state_dict']
+    assert set(state) == {f'backbone.{key}' for key in stock.backbone.state_dict()}
+
+
+def test_a_whole_detector_is_converted_and_tested(mini_coco, tmp_path):
+    """The neck and the head are taken over, and tools/test.py reads the result."""
+    config = detector(tmp_path)
+    stock = build_model(config, stock=True)
+    torch.save(dict(state_dict=stock.state_dict()), tmp_path / 'stock.pth')
+    options = ['--shape', 64, 64, '--num', 16, '--steps', 2, '--block-steps', 2]
+    many = tmp_path / 'many'
+    for i in range(2):
+        shutil.copytree(mini_coco, many / str(i))
+    run_well('convert.py', 'stock.pth', config, 'out.pth', '--calibrate', many, *options, cwd=tmp_path)
+    state = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
+    rest = [key for key in stock.state_dict() if not key.startswith('backbone.')]
+    assert rest and all(torch.equal(state[key], stock.state_dict()[key]) for key in rest)
+    log = run_well('test.py', config, 'out.pth', '--data-root', mini_coco, cwd=tmp_path)
+    assert 'RepL: weights of the same plan' in log
+
+
+@pytest.mark.parametrize(
+    ('stock', 'options', 'message'),
+    [
+        ('nowhere.pth', [], "checkpoint 'nowhere.pth' not found"),
+        ('partial.pth', [], r"'partial.pth' has no values for \d+ of \d+ tensors of the stock CifarResNet \(layer3.0"),
+        ('stock.pth', ['--calibrate', 'nowhere'], "--calibrate 'nowhere': no such folder"),
+        ('stock.pth', ['--calibrate', 'pictures', '--num', 5], "'pictures': 5 images, expected at least 16"),
+        ('stock.pth', ['--cfg-options', 'model.backbone.replace.every=0'], 'replace.every=0 is not valid'),
+        ('stock.pth', ['--cfg-options', 'model.backbone.replace=3'], 'replace=3 is not valid: expected a dict'),
+        ('stock.pth', ['--cfg-options', 'model.backbone=3'], "config '.*': the config must have one backbone"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(stock, options, message, pictures, tmp_path):
+    config = write_config(tmp_path, 'resnet')
+    state = build_model(config, stock=True).backbone.state_dict()
+    torch.save(state, tmp_path / 'stock.pth')
+    torch.save({key: value for key, value in state.items() if 'layer3' not in key}, tmp_path / 'partial.pth')
+    done = run('convert.py', stock, config, 'out.pth', *options, cwd=tmp_path)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert re.search(message, done.stderr.strip().splitlines()[-1])
+    assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize('words', [['--batch', 0], ['--steps', -1], ['--num', 0], ['--lr', -0.1]])
+def test_a_number_out_of_range_is_named(words, tmp_path):
+    done = run('convert.py', 'stock.pth', 'config.py', 'out.pth', *words, cwd=tmp_path)
+    assert done.returncode == 2 and f'{words[0]} {words[1]}: must be at least' in done.stderr
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_real_weights_keep_their_accuracy(shared_data):
+    """ResNet-32 on CIFAR-10 (92.6 %), 6 of 15 blocks replaced: about 21 % without them."""
+    state = torch.load(shared_data / 'weights' / 'cifar10_resnet32-d509ac18.th', map_location='cpu')['state_dict']
+    stock = ResNet()
+    stock.load_state_dict({key.removeprefix('module.'): value for key, value in state.items()})
+    net = copy.deepcopy(stock)
+    repl_mm.apply_repl(net, operator='conv', fusion=dict(type='mix', groups=1))
+    fitted, tested = (cifar_tiles(shared_data, split, 40) for split in ('train', 'test'))
+    torch.manual_seed(0)
+    conversion.convert(net, stock, fitted[0][torch.randperm(400)], block_steps=100, steps=60)
+    assert accuracy(stock.eval(), *tested) > 0.88
+    assert accuracy(net.eval(), *tested) > 0.78
+
+
+@pytest.mark.real_data
+def test_real_timm_weights_give_what_mmsegs_converter_gives(shared_data, tmp_path):
+    weights = shared_data / 'weights' / 'deit_tiny_patch16_224_from_mat.pth'
+    path = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'model_converters' / 'vit2mmseg.py'
+    spec = importlib.util.spec_from_file_location('vit2mmseg', path)
+    converter = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(converter)
+    expected = converter.convert_vit(torch.load(weights, map_location='cpu')['model'])
+    out = run_well('convert.py', weights, REPO / 'configs' / 'segvit_t_repl_camvid.py', 'out.pth', cwd=tmp_path)
+    assert '4 of 12 blocks replaced' in out and 'no place' not in out
+    state = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
+    kept = [key for key in expected if f'backbone.{key}' in state]
+    dropped = {key for key in expected if re.match(r'layers\.(1|4|7|10)\.', key)}
+    assert len(dropped) == 4 * 12 and set(expected) - set(kept) == dropped
+    assert all(torch.equal(state[f'backbone.{key}'], expected[key]) for key in kept)
