@@ -732,6 +732,7 @@ def test_a_compiled_step_trains_alike(cifar, tmp_path):
     for name, compiled in (('plain', False), ('compiled', dict(backend='eager'))):
         cfg = resnet(cifar, tmp_path / name)
         cfg.compile = compiled
+        cfg.experiment_name = name  # by default the second is its name, and two runs in one share their message hub
         losses.append(train_config(cfg).message_hub.get_scalar('train/loss').data[0])
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
