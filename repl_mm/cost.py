@@ -286,8 +286,15 @@ def stock(backbone):
     """Config of the stock backbone: the same keys without ``replace``, the type without ``RepL``, no weights."""
     cfg = {key: value for key, value in backbone.items() if key not in ('replace', 'init_cfg', 'pretrained')}
     if _bare(cfg).startswith('RepL'):
-        cfg['type'] = _bare(cfg).removeprefix('RepL')
+        cfg['type'] = stock_type(cfg)
     return cfg
+
+
+def stock_type(backbone):
+    """Name of the stock type of a RepL backbone's config; with our scope where no other scope has that type."""
+    name = _bare(backbone).removeprefix('RepL')
+    REPL_MODELS.import_from_location()
+    return f'repl_mm.{name}' if name in REPL_MODELS.module_dict else name
 
 
 def repl(backbone, **replace_keys):

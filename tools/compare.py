@@ -136,7 +136,7 @@ def arm_config(cfg, arm):
         raise ValueError(f"model.backbone.type='{backbone.type}' is no RepL backbone, there is nothing to compare")
     replace, settings = read_arm(arm)
     if replace is None:
-        backbone.type = name.removeprefix('RepL')
+        backbone.type = cost.stock_type(backbone)
         backbone.pop('replace', None)
     else:
         backbone.replace = {**(backbone.get('replace') or {}), **replace}

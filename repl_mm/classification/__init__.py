@@ -8,6 +8,7 @@ from .augment import BatchCrop, BatchErase, BatchFlip, BatchMix
 from .cifar_resnet import CifarResNet
 from .classifier import ClsDataPreprocessor, ImageClassifier
 from .datasets import CIFAR10, STL10, SVHN, DataError, ImageNet, collate
+from .distillation import DistilledClassifier
 from .metric import Accuracy
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     'CifarResNet',
     'ClsDataPreprocessor',
     'DataError',
+    'DistilledClassifier',
     'ImageClassifier',
     'ImageNet',
     'collate',

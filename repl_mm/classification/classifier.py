@@ -104,20 +104,25 @@ class ImageClassifier(BaseModel):
             mode (str): 'tensor', 'loss' or 'predict'. Default: 'tensor'.
 
         Returns:
-            Tensor | dict | list[dict]: 'tensor': logits (N, num_classes); 'loss': the cross entropy as ``loss``;
+            Tensor | dict | list[dict]: 'tensor': logits (N, num_classes); 'loss': what :meth:`loss` gives as ``loss``;
             'predict': for every image its ``scores`` (num_classes,) and, where labels are given, its ``label``.
         """
-        logits = self.classify(self.backbone(inputs.contiguous(memory_format=self.memory_format))).float()
+        inputs = inputs.contiguous(memory_format=self.memory_format)
+        logits = self.classify(self.backbone(inputs)).float()
         if mode == 'tensor':
             return logits
         if mode == 'loss':
-            return dict(loss=F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing))
+            return dict(loss=self.loss(inputs, logits, labels))
         if mode == 'predict':
             scores = logits.softmax(1)
             if labels is None:
                 return [dict(scores=score) for score in scores]
             return [dict(scores=score, label=label) for score, label in zip(scores, labels, strict=True)]
         raise ValueError(f"mode={mode!r} is not valid: expected 'tensor', 'loss' or 'predict'")
+
+    def loss(self, inputs: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross entropy of the logits."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def classify(self, outputs) -> Tensor:
         """Logits (N, num_classes) of the backbone's outputs."""
