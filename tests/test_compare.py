@@ -121,7 +121,7 @@ def test_an_arm_has_words_of_the_plan_and_of_the_backbone(arm, replace, settings
 def test_an_arm_may_have_words_of_the_model():
     cfg = Config(dict(model=dict(backbone=dict(type='RepLCifarResNet', depth=32), in_channels=64)))
     model = compare.arm_config(cfg, 'e2e:base_channels=12,model.in_channels=48').model
-    assert model == dict(backbone=dict(type='CifarResNet', depth=32, base_channels=12), in_channels=48)
+    assert model == dict(backbone=dict(type='repl_mm.CifarResNet', depth=32, base_channels=12), in_channels=48)
 
 
 @pytest.mark.parametrize(
