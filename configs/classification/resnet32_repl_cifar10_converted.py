@@ -1,9 +1,21 @@
-"""One epoch of fine-tuning on CIFAR-10 for a ResNet-32 whose weights tools/convert.py has made (load_from)."""
+"""One epoch on CIFAR-10 for a ResNet-32 that tools/convert.py has converted: it learns the stock network's answers.
+
+``load_from`` and ``model.teacher_ckpt`` are both made by the tool, the teacher with
+``--cfg-options model.backbone.type=CifarResNet``.
+"""
 
 _base_ = 'resnet32_repl_cifar10.py'
+model = dict(
+    type='DistilledClassifier',
+    teacher_config='{{ fileDirname }}/resnet32_cifar10.py',
+    teacher_ckpt='work_dirs/converted/e2e.pth',
+)
 train_cfg = dict(max_epochs=1, val_interval=1)
-# at a higher rate the mixing coefficients, each a factor of whole rows of weights, lose what the conversion has found
-optim_wrapper = dict(optimizer=dict(lr=0.03), paramwise_cfg=dict(custom_keys={'.repl.': dict(lr_mult=0.1)}))
+# coefficients are factors of whole rows of weights: at a higher rate they lose what the conversion has found
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=5e-4),
+    paramwise_cfg=dict(custom_keys={'.repl.': dict(lr_mult=0.3)}),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', convert_to_iter_based=True),
