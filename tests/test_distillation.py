@@ -9,7 +9,8 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from scipy.special import log_softmax
-from test_classification import resnet, train_config, write_cifar
+from test_classification import CONFIGS, resnet, train_config, write_cifar
+from test_tools import run, run_well
 
 import repl_mm
 
@@ -121,3 +122,28 @@ def test_wrong_settings_are_named_in_one_line(teacher, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         build({**STUDENT, 'teacher_ckpt': teacher[1], **changes})
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_chain_from_stock_weights_to_an_epoch_of_distillation(tmp_path):
+    """The shipped config, after tools/convert.py has made its teacher and its start; without them it says so."""
+    write_cifar(tmp_path / 'data')
+    config = CONFIGS / 'resnet32_repl_cifar10_converted.py'
+    options = ['--data-root', 'data', '--cfg-options', 'custom_hooks.0.shape=None', 'load_from=start.pth']
+    done = run('train.py', config, *options, cwd=tmp_path)
+    assert done.returncode and done.stderr.splitlines()[-1] == "train.py: checkpoint 'start.pth' not found"
+
+    torch.manual_seed(0)
+    stock = build(Config.fromfile(CONFIGS / 'resnet32_cifar10.py').model)
+    stock.init_weights()
+    torch.save(dict(state_dict=stock.state_dict()), tmp_path / 'stock.pth')
+    fit = ['--calibrate', 'data', '--num', 16, '--steps', 1, '--block-steps', 1]
+    run_well('convert.py', 'stock.pth', CONFIGS / 'resnet32_repl_cifar10.py', 'start.pth', *fit, cwd=tmp_path)
+    done = run('train.py', config, *options, cwd=tmp_path)
+    message = "DistilledClassifier.teacher_ckpt='work_dirs/converted/e2e.pth' is not valid: "
+    assert done.returncode and done.stderr.splitlines()[-1].startswith(f'train.py: {message}')
+
+    log = run_well('train.py', config, *options, 'model.teacher_ckpt=stock.pth', cwd=tmp_path)
+    assert 'RepL: weights of the same plan' in log and 'accuracy/top1' in log
+    saved = torch.load(next((tmp_path / 'work_dirs').glob('*/epoch_1.pth')))['state_dict']
+    assert any('.repl.' in key for key in saved) and not any('teacher' in key for key in saved)

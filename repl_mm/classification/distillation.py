@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..registry import MODELS
 from .classifier import ImageClassifier
+from .datasets import DataError
 
 
 @MODELS.register_module()
@@ -25,7 +26,8 @@ class DistilledClassifier(ImageClassifier):
         **settings: Of :class:`ImageClassifier`.
 
     Raises:
-        ValueError: A setting is not valid, or the checkpoint is not the teacher's.
+        DataError: The checkpoint is missing, or not the teacher's.
+        ValueError: Another setting is not valid.
     """
 
     def __init__(self, teacher_config, teacher_ckpt, temperature=4.0, **settings):
@@ -43,7 +45,7 @@ class DistilledClassifier(ImageClassifier):
         try:
             load_checkpoint(teacher, teacher_ckpt, map_location='cpu', strict=True)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise DataError(
                 f'DistilledClassifier.teacher_ckpt={teacher_ckpt!r} is not valid: {" ".join(str(error).split())}; '
                 'expected a checkpoint of teacher_config'
             ) from error
