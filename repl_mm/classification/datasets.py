@@ -21,7 +21,7 @@ PICTURES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
 
 
 class DataError(ValueError):
-    """A file of a dataset or a teacher is missing, cut off or something else; the message names it and what was expected."""
+    """A file of a dataset or a teacher is missing, cut off or another; the message names it and what was expected."""
 
 
 @FUNCTIONS.register_module()
