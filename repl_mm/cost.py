@@ -316,8 +316,8 @@ def arms_of(backbone, scope=None, modes=None, operators=(), frozen_stages=(-1, 1
         frozen_stages (list[int]): Further settings of ``frozen_stages`` to compare under, if the backbone has it.
 
     Returns:
-        list[Arm]: E2E, the modes, the operators; E2E and the first mode with ``with_cp`` and with
-        ``efficient_conv_bn_eval``; E2E and the modes for every further ``frozen_stages``.
+        list[Arm]: E2E, the modes, the operators; E2E and the first mode with ``with_cp`` and, if its ``norm_cfg`` is
+        batch norm, with ``efficient_conv_bn_eval``; E2E and the modes for every further ``frozen_stages``.
 
     Raises:
         ValueError: RepL does not support the backbone, or the scope has none of this type.
@@ -348,7 +348,8 @@ def arms_of(backbone, scope=None, modes=None, operators=(), frozen_stages=(-1, 1
         cfg = {**pair['E2E'], 'with_cp': True}
         arms.insert(-1, Arm('E2E with_cp non-reentrant', cfg, switch='non-reentrant', optional=True))
     switch = 'efficient_conv_bn_eval'
-    arms += [Arm(f'{name} {switch}', cfg, switch=switch, optional=True) for name, cfg in pair.items()]
+    if 'BN' in (plain.get('norm_cfg') or keys.get('norm_cfg') or {}).get('type', ''):
+        arms += [Arm(f'{name} {switch}', cfg, switch=switch, optional=True) for name, cfg in pair.items()]
     if 'frozen_stages' in keys:
         configured = plain.get('frozen_stages', keys['frozen_stages'])
         for stages in dict.fromkeys(frozen_stages):

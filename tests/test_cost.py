@@ -242,6 +242,18 @@ def test_arms():
     assert all(name in text for name in result) and 'relative to E2E' in text
 
 
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='RepLVisionTransformer', _scope_='mmseg'),
+        dict(type='RepLCifarResNet', depth=20),
+        dict(type='RepLResNet', _scope_='mmdet', depth=18, norm_cfg=dict(type='GN', num_groups=8)),
+    ],
+)
+def test_without_batch_norm_settings_no_arm_switches_them(backbone):
+    assert not [arm.name for arm in cost.arms_of(backbone, 'repl_mm') if 'bn_eval' in arm.name]
+
+
 @pytest.mark.parametrize('name', ['E2E', 'RepL'])
 def test_efficient_conv_bn_eval(name):
     """mm's fused evaluation-mode convolution and BN keeps no input of the BN, in the kept blocks of RepL as well."""
