@@ -27,22 +27,27 @@ def test_summary_by_hand():
             remove={2: 0.60, 7: 0.10},  # one seed in common
         )
     )
-    assert rows['e2e'] == dict(n=3, mean=pytest.approx(0.6), std=pytest.approx(0.1))
+    e2e = rows['e2e']
+    assert (e2e['n'], e2e['mean'], e2e['std']) == (3, pytest.approx(0.6), pytest.approx(0.1))
+    assert e2e['differences'] == dict(remove=dict(n=1, mean=pytest.approx(0.1), ci=None))
     fuse = rows['fuse']
     assert fuse['mean'] == pytest.approx(0.65)
     # squared deviations 0.1^2 + 0.05^2 + 0.15^2 = 0.035 over 2
     assert fuse['std'] == pytest.approx(math.sqrt(0.0175))
     # differences 0.05, 0, 0.1: mean 0.05, deviation 0.05; t(0.975, 2 degrees of freedom) = 4.3027 from printed tables
-    assert fuse['diff'] == pytest.approx(0.05) and fuse['diff_n'] == 3
+    difference = fuse['differences']['e2e']
+    assert difference['mean'] == pytest.approx(0.05) and difference['n'] == 3
     half = 4.3027 * 0.05 / math.sqrt(3)
-    assert fuse['diff_ci'] == pytest.approx([0.05 - half, 0.05 + half], rel=1e-4)
-    assert rows['remove']['diff'] == pytest.approx(-0.1)
-    assert rows['remove']['diff_n'] == 1 and rows['remove']['diff_ci'] is None
+    assert difference['ci'] == pytest.approx([0.05 - half, 0.05 + half], rel=1e-4)
+    assert fuse['differences']['remove'] == dict(n=1, mean=pytest.approx(0.2), ci=None)
+    assert rows['remove']['differences'] == dict(e2e=dict(n=1, mean=pytest.approx(-0.1), ci=None))
 
 
 def test_summary_of_single_runs_and_without_reference():
-    rows = compare.summarize(dict(fuse={0: 0.5}, remove={0: 0.4}))
-    assert rows == dict(fuse=dict(n=1, mean=0.5, std=None), remove=dict(n=1, mean=0.4, std=None))
+    rows = compare.summarize(dict(fuse={0: 0.5}, own={0: 0.4}))
+    expected = dict(n=1, std=None, differences={})
+    assert rows == dict(fuse=dict(expected, mean=0.5), own=dict(expected, mean=0.4))
+    assert compare.summarize(dict(fuse={0: 0.5}, remove={1: 0.4}))['fuse']['differences'] == {}  # no seed in common
 
 
 def test_metric_is_the_first_known_one_or_the_wanted():
@@ -232,18 +237,22 @@ def test_stopping_the_comparison_stops_its_runs(tmp_path):
 def test_table_and_picture(tmp_path):
     cost = dict(params=4_000_000, flops=2e9, activation_bytes=3 * 2**20)
     half = dict(params=1_000_000, flops=1e9, activation_bytes=1.5 * 2**20)
-    scores = dict(e2e={0: 0.5, 1: 0.6}, fuse={0: 0.5, 1: 0.7})
+    scores = dict(e2e={0: 0.5, 1: 0.6}, fuse={0: 0.5, 1: 0.7}, remove={1: 0.6})
     arms = compare.summarize(scores)
     for arm, row in arms.items():
         row.update(scores=scores[arm], cost=cost if arm == 'e2e' else half, step_time=2.0 if arm == 'e2e' else 1.5)
     result = dict(config='c.py', metric='mIoU', seeds=[0, 1], jobs=1, batch=4, shape=[32, 64], arms=arms)
     title, _, *lines = compare.table(result).splitlines()
     assert title == '## c.py'
-    assert lines[2].startswith('| e2e | 2 | 0.55 ± 0.071 |  | 4.00 M (1.00) | 2.0 G (1.00) | 3.0 MiB (1.00) |')
+    assert lines[0].startswith('| arm | n | mIoU | difference to e2e | difference to remove | trained params |')
+    assert lines[2].startswith('| e2e | 2 | 0.5500 ± 0.071 |  | +0 | 4.00 M (1.00) | 2.0 G (1.00) | 3.0 MiB (1.00) |')
     # differences 0, 0.1: mean 0.05, deviation 0.0707, t(0.975, 1) = 12.706, half width 0.635
-    assert lines[3].startswith('| fuse | 2 | 0.6 ± 0.14 | +0.05 [-0.585, +0.685] | 1.00 M (0.25) | 1.0 G (0.50) |')
+    assert lines[3].startswith(
+        '| fuse | 2 | 0.6000 ± 0.14 | +0.05 [-0.585, +0.685] | +0.1 | 1.00 M (0.25) | 1.0 G (0.50) |'
+    )
     assert lines[3].endswith('1.5 s (0.75) |')
     assert '4x3x32x64' in lines[-1]
+    assert lines[4].startswith('| remove | 1 | 0.6000 | +0 |  | 1.00 M')
     for num in (1, 2):  # a row of panels for each
         compare.plot({str(i): result for i in range(num)}, tmp_path / f'plot_{num}.png')
     one, two = (cv2.imread(str(tmp_path / f'plot_{num}.png')) for num in (1, 2))

@@ -57,6 +57,7 @@ ARMS = {
     'full': dict(mode='fuse', operator='full'),
     'detach': dict(mode='fuse', detach=True),
 }
+REFERENCES = ('e2e', 'remove')  # what every arm is compared with
 METRICS = ('coco/bbox_mAP', 'mIoU', 'accuracy/top1')
 TRAIN = Path(__file__).with_name('train.py')
 
@@ -414,32 +415,43 @@ def choose_metric(names, wanted=None):
     return wanted
 
 
-def summarize(scores, reference='e2e'):
-    """Mean, spread and paired difference of every arm.
+def summarize(scores):
+    """Mean, spread and paired differences of every arm.
 
     Args:
         scores (dict[str, dict[int, float]]): Score by arm and seed.
-        reference (str): The arm that the others are compared with. Defaults to ``'e2e'``.
 
     Returns:
-        dict[str, dict]: For every arm ``n``, ``mean`` and ``std`` (of the sample; None for one run). For every other
-        arm than the reference also ``diff``, the mean difference over the ``diff_n`` seeds that both have, and
-        ``diff_ci``, its 95 % t-interval (None for one seed).
+        dict[str, dict]: For every arm ``n``, ``mean``, ``std`` (of the sample; None for one run) and ``differences``,
+        by those of :data:`REFERENCES` that it shares seeds with, see :func:`paired`.
     """
     rows = {}
     for arm, by_seed in scores.items():
         values = list(by_seed.values())
         std = statistics.stdev(values) if len(values) > 1 else None
-        rows[arm] = dict(n=len(values), mean=statistics.mean(values), std=std)
-        base = scores.get(reference, {})
-        diffs = [by_seed[seed] - base[seed] for seed in by_seed if seed in base]
-        if arm == reference or not diffs:
-            continue
-        rows[arm].update(diff=statistics.mean(diffs), diff_n=len(diffs), diff_ci=None)
-        if len(diffs) > 1:
-            half = float(stats.t.ppf(0.975, len(diffs) - 1)) * statistics.stdev(diffs) / len(diffs) ** 0.5
-            rows[arm]['diff_ci'] = [rows[arm]['diff'] - half, rows[arm]['diff'] + half]
+        others = {name: paired(by_seed, scores[name]) for name in REFERENCES if name in scores and name != arm}
+        differences = {name: found for name, found in others.items() if found['n']}
+        rows[arm] = dict(n=len(values), mean=statistics.mean(values), std=std, differences=differences)
     return rows
+
+
+def paired(scores, reference):
+    """The paired difference of two arms.
+
+    Args:
+        scores (dict[int, float]): Score by seed.
+        reference (dict[int, float]): Of the arm that it is compared with.
+
+    Returns:
+        dict: ``n``, the number of seeds that both have; ``mean`` of the differences (None without any); ``ci``, its
+        95 % t-interval (None below two).
+    """
+    diffs = [scores[seed] - reference[seed] for seed in scores if seed in reference]
+    mean = statistics.mean(diffs) if diffs else None
+    if len(diffs) < 2:
+        return dict(n=len(diffs), mean=mean, ci=None)
+    half = float(stats.t.ppf(0.975, len(diffs) - 1)) * statistics.stdev(diffs) / len(diffs) ** 0.5
+    return dict(n=len(diffs), mean=mean, ci=[mean - half, mean + half])
 
 
 # ---- output ----
@@ -454,30 +466,21 @@ def table(result):
     Returns:
         str: The table and a line that says what its columns are.
     """
-    columns = [
-        'arm',
-        'n',
-        result['metric'],
-        'difference to e2e',
-        'trained params',
-        'train FLOPs',
-        'activations',
-        'step',
-    ]
+    references = [name for name in REFERENCES if name in result['arms']]
+    columns = ['arm', 'n', result['metric'], *(f'difference to {name}' for name in references)]
+    columns += ['trained params', 'train FLOPs', 'activations', 'step']
     lines = [columns, ['---', *['---:'] * (len(columns) - 1)]]
     first = 'e2e' if 'e2e' in result['arms'] else next(iter(result['arms']))
     base = result['arms'][first]
     for arm, row in result['arms'].items():
         spread = '' if row['std'] is None else f' ± {row["std"]:.2g}'
-        diff = f'{row["diff"]:+.3g}' if 'diff' in row else ''
-        if row.get('diff_ci'):
-            diff += ' [{:+.3g}, {:+.3g}]'.format(*row['diff_ci'])
+        differences = [difference_text(row['differences'].get(name)) for name in references]
         counts = [f'{row["cost"]["params"] / 1e6:.2f} M', f'{row["cost"]["flops"] / 1e9:.1f} G']
         counts.append(f'{row["cost"]["activation_bytes"] / 2**20:.1f} MiB')
         keys = ('params', 'flops', 'activation_bytes')
         counts = [f'{c} ({row["cost"][k] / base["cost"][k]:.2f})' for c, k in zip(counts, keys, strict=True)]
         step = f'{row["step_time"]:.3g} s ({row["step_time"] / base["step_time"]:.2f})'
-        lines.append([arm, str(row['n']), f'{row["mean"]:.4g}{spread}', diff, *counts, step])
+        lines.append([arm, str(row['n']), f'{row["mean"]:#.4g}{spread}', *differences, *counts, step])
     note = (
         f'Seeds {", ".join(map(str, result["seeds"]))}: mean ± standard deviation, paired '
         f'difference with 95 % t-interval. Cost of the backbone at '
@@ -486,6 +489,14 @@ def table(result):
     )
     lines = ['| ' + ' | '.join(line) + ' |' for line in lines]
     return '\n'.join([f'## {result["config"]}', '', *lines, '', note, ''])
+
+
+def difference_text(difference):
+    """A paired difference with its interval, as in ``+0.33 [+0.16, +0.5]``; empty for None."""
+    if difference is None:
+        return ''
+    text = f'{difference["mean"]:+.3g}'
+    return text + (' [{:+.3g}, {:+.3g}]'.format(*difference['ci']) if difference['ci'] else '')
 
 
 def plot(results, path):
