@@ -17,24 +17,34 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         std (Sequence[float]): Standard deviation of the channels.
         augments (Sequence[dict]): Batch transforms of :mod:`repl_mm.classification.augment`, in their order; they work
             on normalized images, so what they fill with zeros has the mean color. Default: none.
+        size (int | None): Side, in pixels, to which the images are then resized (bilinear, to a square): weights that
+            were pretrained on larger pictures see small ones so. Default: None, as they are.
         non_blocking (bool): Copy from pinned memory while the device works. Default: False.
+
+    Raises:
+        ValueError: ``size`` is not valid.
     """
 
-    def __init__(self, mean, std, augments=(), non_blocking=False):
+    def __init__(self, mean, std, augments=(), size=None, non_blocking=False):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(
+                f'ClsDataPreprocessor.size={size!r} is not valid: expected None or an integer of at least 1'
+            )
         super().__init__(non_blocking)
+        self.size = size
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.augments = nn.ModuleList(MODELS.build(augment) for augment in augments)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Normalize and augment.
+        """Normalize, augment and resize.
 
         Args:
             data (dict): ``inputs``, uint8 images (N, 3, H, W) in RGB order, and ``labels``, their classes (N,).
             training (bool): Whether to augment. Default: False.
 
         Returns:
-            dict: ``inputs``, float32 (N, 3, H, W), and ``labels``: classes (N,), or their probabilities (N, classes)
+            dict: ``inputs``, float32 (N, 3, H, W) of the new size, and ``labels``: classes (N,), or their probabilities (N, classes)
             where images were mixed.
         """
         data = self.cast_data(data)
@@ -43,6 +53,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         if training:
             for augment in self.augments:
                 images, labels = augment(images, labels)
+        if self.size:
+            images = F.interpolate(images, (self.size, self.size), mode='bilinear', antialias=True)
         return dict(inputs=images, labels=labels)
 
 
