@@ -537,6 +537,27 @@ def test_the_preprocessor_normalizes_and_augments_in_training_only():
     assert out['labels'].shape == (4, 10) and not torch.equal(out['inputs'], wanted)
 
 
+@pytest.mark.parametrize('training', [False, True])
+def test_the_preprocessor_resizes_every_image_to_a_square(training):
+    settings = dict(mean=[0, 0, 0], std=[1, 1, 1], augments=[dict(type='BatchFlip', prob=1)], size=8)
+    with DefaultScope.overwrite_default_scope('repl_mm'):
+        preprocessor = MODELS.build(dict(type='ClsDataPreprocessor', **settings))
+    # a slope from left to right: bilinear values lie on it, but for half a pixel at the borders
+    images = torch.arange(4, dtype=torch.uint8).mul(40).expand(2, 3, 5, 4)
+    out = preprocessor(dict(inputs=images, labels=torch.arange(2)), training)['inputs']
+    wanted = ((torch.arange(8) + 0.5) / 2 - 0.5).clamp(0, 3) * 40
+    torch.testing.assert_close(out, (wanted.flip(0) if training else wanted).expand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize('size', [0, -3, 2.5, '64', True])
+def test_a_size_that_is_none_is_named(size):
+    with (
+        DefaultScope.overwrite_default_scope('repl_mm'),
+        pytest.raises(ValueError, match=r'ClsDataPreprocessor\.size=.* is not valid: expected None or an integer'),
+    ):
+        MODELS.build(dict(type='ClsDataPreprocessor', mean=[0], std=[1], size=size))
+
+
 # ---- CIFAR ResNets ------------------------------------------------------------------------------------------------
 
 
@@ -787,7 +808,7 @@ def test_data_and_augmentation_take_less_than_a_tenth_of_a_step(tmp_path):
 SIZES = dict(cifar10=32, svhn=32, stl10=96, imagenet=224)
 SMALL, LARGE = ('resnet32', 'resnet110', 'vit-s', 'vit-b'), ('resnet50', 'resnet101', 'vit-s', 'vit-b')
 SHIPPED = [f'{model}_{data}' for data in SIZES for model in (LARGE if data == 'imagenet' else SMALL)]
-SHIPPED += ['vit-t_cifar10']
+SHIPPED += ['vit-t_cifar10', 'deit-t_cifar10']
 
 
 def test_every_shipped_config_is_tested():
@@ -811,6 +832,7 @@ def test_every_shipped_config_runs_a_step(name):
     backbone, narrow = cfg.model.backbone, dict(CifarResNet=1, ResNet=8, VisionTransformer=16)
     factor = narrow[backbone.type.removeprefix('RepL')]
     cfg.model.in_channels //= factor
+    backbone.init_cfg = None
     if 'embed_dims' in backbone:
         backbone.update(embed_dims=backbone.embed_dims // factor, num_heads=2)
     elif factor > 1:
@@ -825,7 +847,8 @@ def test_every_shipped_config_runs_a_step(name):
     size, num = SIZES[data], 2
     batch = dict(inputs=torch.randint(256, (num, 3, size, size), dtype=torch.uint8), labels=torch.arange(num))
     out = model.data_preprocessor(batch, True)
-    assert ('vit' in name) == (out['labels'].shape == (num, num_classes)) and out['inputs'].shape[-1] == size
+    assert ('vit' in name) == (out['labels'].shape == (num, num_classes))
+    assert out['inputs'].shape[-1] == cfg.model.data_preprocessor.get('size', size)
     loss = model(**out, mode='loss')['loss']
     loss.backward()
     assert 0.5 < float(loss.detach()) / math.log(num_classes) < 3  # it knows nothing yet
