@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import convert
 import cv2
 import mmcv
 import mmseg
@@ -218,6 +219,16 @@ def test_the_datasets_own_images_and_a_stock_config(tmp_path):
     run_well('convert.py', 'stock.pth', plain, 'plain.pth', cwd=tmp_path)
     state = torch.load(tmp_path / 'plain.pth', weights_only=True)['state_dict']
     assert set(state) == {f'backbone.{key}' for key in stock.backbone.state_dict()}
+
+
+@pytest.mark.parametrize('name', ['resnet32_repl_cifar10', 'resnet32_repl_cifar10_converted'])
+def test_logits_count_in_the_fit_whether_or_not_there_is_a_teacher(name):
+    cfg = Config.fromfile(REPO / 'configs' / 'classification' / f'{name}.py')
+    torch.manual_seed(0)
+    weight, bias, features = torch.randn(10, 64), torch.randn(10), torch.randn(2, 64, 8, 8)
+    head = convert.classifier_head(cfg, {'head.weight': weight, 'head.bias': bias})
+    torch.testing.assert_close(head((features,)), features.mean((2, 3)) @ weight.T + bias)
+    assert convert.classifier_head(cfg, {'head.weight': weight[:5], 'head.bias': bias[:5]}) is None
 
 
 def test_a_whole_detector_is_converted_and_tested(mini_coco, tmp_path):

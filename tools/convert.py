@@ -30,6 +30,7 @@ from repl_mm import apply_repl, conversion, cost
 from repl_mm.surgery import check_keys
 
 PICTURES = ('.jpg', '.jpeg', '.png')
+CLASSIFIERS = ('ImageClassifier', 'DistilledClassifier')
 HEADS = ('head.', 'fc.', 'linear.')  # what public classifiers call their last layer
 # timm's names of a ViT -> mmseg's
 TIMM = {
@@ -109,7 +110,7 @@ def load_backbone(settings, scope, state):
 
 
 def classifier_head(cfg, weights):
-    """What an ImageClassifier makes of its backbone's outputs.
+    """What a classifier makes of its backbone's outputs.
 
     Args:
         cfg (Config): The config.
@@ -118,9 +119,11 @@ def classifier_head(cfg, weights):
     Returns:
         Callable: It gives the logits; None for another model, or if the weights are of other classes.
     """
-    if str(cfg.model.type).rpartition('.')[2] != 'ImageClassifier':
+    if str(cfg.model.type).rpartition('.')[2] not in CLASSIFIERS:
         return None
-    model = cost.build(cfg.model, cfg.get('default_scope'))
+    # without a teacher, which may be what this command is to make
+    settings = {key: cfg.model[key] for key in ('backbone', 'num_classes', 'in_channels')}
+    model = cost.build(dict(type='repl_mm.ImageClassifier', **settings), cfg.get('default_scope'))
     own = model.head.state_dict()
     head = {name: weights.get(f'head.{name}') for name in own}
     if any(tensor is None or tensor.shape != own[name].shape for name, tensor in head.items()):

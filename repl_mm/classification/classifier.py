@@ -44,8 +44,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
             training (bool): Whether to augment. Default: False.
 
         Returns:
-            dict: ``inputs``, float32 (N, 3, H, W) of the new size, and ``labels``: classes (N,), or their probabilities (N, classes)
-            where images were mixed.
+            dict: ``inputs``, float32 (N, 3, H, W) of the new size, and ``labels``: classes (N,), or their
+            probabilities (N, classes) where images were mixed.
         """
         data = self.cast_data(data)
         images = (data['inputs'].float() - self.mean) / self.std
