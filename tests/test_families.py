@@ -436,8 +436,10 @@ def test_converted_network_starts_near_the_network_without_the_blocks(name, repl
     assert step < 0.25
 
 
-@pytest.mark.parametrize('operator', ['mlp', 'mixer'])
-@pytest.mark.parametrize('name', TRANSFORMERS)
+@pytest.mark.parametrize(
+    ('name', 'operator'),
+    [(n, operator) for n in TRANSFORMERS for operator in ('mlp', 'mixer', 'full') if (n, operator) != ('svt', 'full')],
+)
 def test_converted_transformer_starts_near_the_network_without_the_layers(name, operator):
     backbone = copy.deepcopy(stock(name))  # with the large weights that torch's layers start from
     backbone.eval()

@@ -151,6 +151,15 @@ def test_mixer_starts_as_a_part_of_both_neighbours_with_equal_attention(name):
 
 # ---- 'full' is a layer of the stock backbone ------------------------------------------------------------------------
 
+
+def last_operators(block):
+    """The output projections of a layer's attention and MLP."""
+    attn = getattr(block.attn, 'w_msa', block.attn)
+    inner = attn if hasattr(attn, 'qkv') else attn.attn
+    mlp = [m for m in block.ffn.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return inner.proj if hasattr(inner, 'proj') else inner.out_proj, mlp[-1]
+
+
 FULL = {
     'mean of equal layers': (True, dict(fusion='scalar')),
     'parts of equal layers': (True, dict(fusion='mix')),
@@ -162,7 +171,10 @@ FULL = {
 @pytest.mark.parametrize('case', FULL)
 @pytest.mark.parametrize('name', [name for name in INNER if name != 'svt'])
 def test_full_has_the_function_of_its_neighbours(name, case):
-    """The replaced layer's own window shift stays: the stock layer with that shift and the neighbour's weights."""
+    """The replaced layer's own window shift stays: the stock layer with that shift and the neighbour's weights.
+
+    Fused, its last operators start at a tenth of their size.
+    """
     equal, replace = FULL[case]
     settings, place = INNER[name]
     stock = random_stock(settings)
@@ -173,6 +185,8 @@ def test_full_has_the_function_of_its_neighbours(name, case):
     wanted = blocks(stock)[place]
     assert not torch.allclose(layer(*inputs), wanted(*inputs))
     wanted.load_state_dict(preceding.state_dict())
+    for parameter in [p for operator in last_operators(wanted) for p in operator.parameters()] if equal else ():
+        parameter.mul_(0.1)
     torch.testing.assert_close(layer(*inputs), wanted(*inputs), **CLOSE)
     if 'swin' in name:
         assert wanted.attn.shift_size > 0 == preceding.attn.shift_size

@@ -65,17 +65,22 @@ def scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
     return weight.flatten(1) if scale is None else weight.flatten(1) * scale[:, None]
 
 
-def attention(block: nn.Module) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Weight and bias of the value, and weight of the output projection, of a layer's attention."""
+def projection(block: nn.Module) -> nn.Linear:
+    """The output projection of a layer's attention."""
+    attn = getattr(block.attn, 'w_msa', block.attn)
+    return attn.proj if hasattr(attn, 'qkv') else attn.attn.out_proj  # mmcv's wrapper of nn.MultiheadAttention
+
+
+def value(block: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the value of a layer's attention."""
     attn = getattr(block.attn, 'w_msa', block.attn)
     if hasattr(attn, 'qkv'):
-        weight, bias, proj = attn.qkv.weight, attn.qkv.bias, attn.proj.weight
+        weight, bias = attn.qkv.weight, attn.qkv.bias
         if bias is None and hasattr(attn, 'v_bias'):  # BEiT
-            return weight.chunk(3)[2], attn.v_bias, proj
+            return weight.chunk(3)[2], attn.v_bias
     else:
-        attn = attn.attn  # mmcv's wrapper of nn.MultiheadAttention
-        weight, bias, proj = attn.in_proj_weight, attn.in_proj_bias, attn.out_proj.weight
-    return weight.chunk(3)[2], None if bias is None else bias.chunk(3)[2], proj
+        weight, bias = attn.attn.in_proj_weight, attn.attn.in_proj_bias
+    return weight.chunk(3)[2], None if bias is None else bias.chunk(3)[2]
 
 
 def weights(block: nn.Module, role: str, channels: int) -> list[Tensor]:
@@ -89,10 +94,9 @@ def weights(block: nn.Module, role: str, channels: int) -> list[Tensor]:
     if role == 'fc2':
         return [scaled(linears(block)[-1].weight, getattr(block, 'gamma_2', None))]
     if role == 'value':
-        weight, bias, _ = attention(block)
-        return [with_bias(weight, bias, block.norm1, channels)]
+        return [with_bias(*value(block), block.norm1, channels)]
     if role == 'proj':
-        return [scaled(attention(block)[2], getattr(block, 'gamma_1', None))]
+        return [scaled(projection(block).weight, getattr(block, 'gamma_1', None))]
     parameter = dict(block.named_parameters()).get(role)
     return [] if parameter is None else [parameter]
 
@@ -150,8 +154,9 @@ def _drops_paths(module: nn.Module) -> bool:
 
 def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrowed) -> nn.Module:
     """Matrices are fused as in the light operators; vectors (norms, biases, LayerScale) and tables of relative
-    positions by one number per neighbour; in mode 'own' all stays the layer's own."""
+    positions by one number per neighbour; in mode 'own' all stays the layer's own. The last operators start small."""
     block = copy.deepcopy(block)  # the backbone stays whole if another slot turns out to be impossible
+    last = {id(p) for module in (projection(block), linears(block)[-1]) for p in module.parameters()}
     syntheses = {}
     for name, parameter in block.named_parameters() if plan.mode != 'own' else ():
         shape = tuple(parameter.shape)
@@ -160,7 +165,9 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borro
                 f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none "
                 f"has {name!r} (they are {', '.join(type(n).__name__ for n in neighbours)}): expected 'mlp' or 'mixer'"
             )
-        settings = dict(rate=1.0)  # these coefficients start whole: quicker ones diverge under SGD
+        settings = dict(rate=1.0)  # quicker coefficients diverge under SGD
+        if id(parameter) in last:
+            settings['start'] = START
         if len(shape) == 1 or 'relative_position' in name:
             settings['type'] = 'scalar'
         elif plan.fusion['type'] == 'mix' and ('qkv' in name or 'in_proj' in name):
