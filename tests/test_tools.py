@@ -439,6 +439,14 @@ def test_two_processes_train_like_one(with_cp, tmp_path):
     assert moved > 1e-3
 
 
+def test_a_process_leaves_its_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    _common.end_process_group()
+    assert not torch.distributed.is_initialized()
+    _common.end_process_group()  # there is none any more
+
+
 @pytest.mark.slow
 def test_segmentation_needs_no_tool_of_its_own(tmp_path):
     pytest.importorskip('mmseg')

@@ -257,3 +257,9 @@ def build_runner(cfg):
         )
         cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or stock, device_ids=None)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def end_process_group():
+    """Leaves the process group, if there is one: gloo's threads abort some processes that end with them running."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

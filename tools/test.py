@@ -4,6 +4,7 @@ from _common import (
     build_runner,
     check_checkpoint,
     check_data,
+    end_process_group,
     evaluators,
     load_config,
     make_parser,
@@ -74,6 +75,7 @@ def main():
             kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
             runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
         runner.test()
+    end_process_group()
 
 
 if __name__ == '__main__':

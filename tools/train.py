@@ -5,6 +5,7 @@ from _common import (
     check_checkpoint,
     check_data,
     enable_amp,
+    end_process_group,
     load_config,
     make_parser,
     one_line_errors,
@@ -50,6 +51,7 @@ def main():
     check_data(cfg, 'train', 'val')
     with one_line_errors():
         build_runner(cfg).train()
+    end_process_group()
 
 
 if __name__ == '__main__':
