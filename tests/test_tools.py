@@ -439,12 +439,22 @@ def test_two_processes_train_like_one(with_cp, tmp_path):
     assert moved > 1e-3
 
 
-def test_a_process_leaves_its_group(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
-    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
-    _common.end_process_group()
-    assert not torch.distributed.is_initialized()
-    _common.end_process_group()  # there is none any more
+END = """
+import atexit, sys, torch, _common
+_common.end_process_group()
+print('no group, nothing happens')
+store = torch.distributed.FileStore('store', 1)
+torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+atexit.register(print, 'the end of the interpreter')
+_common.end_process_group()
+print('not reached')
+"""
+
+
+def test_a_process_of_a_group_ends_when_its_work_is_done(tmp_path):
+    env = dict(os.environ, PYTHONPATH=str(Path(_common.__file__).parent))
+    done = subprocess.run([sys.executable, '-c', END], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == 'no group, nothing happens\n', done.stderr
 
 
 @pytest.mark.slow
