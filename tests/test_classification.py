@@ -1,5 +1,6 @@
 """Classification: datasets against their files, augmentation, metric, runs, and what they hand to dense configs."""
 
+import copy
 import itertools
 import math
 import pickle
@@ -686,7 +687,13 @@ def resnet(data_root, work_dir):
     return cfg
 
 
+RUNS = itertools.count()
+
+
 def train_config(cfg) -> Runner:
+    cfg = copy.deepcopy(cfg)
+    # by default the second is a run's name, and two runs in one share their scope and their message hub
+    cfg.setdefault('experiment_name', f'run {next(RUNS)}')
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner
