@@ -10,3 +10,4 @@ model = dict(
     backbone=dict(_delete_=True, type='RepLCifarResNet', replace=dict(), depth=32),
     decode_head=dict(in_channels=64, channels=64),
 )
+train_cfg = dict(max_epochs=6, val_interval=3)

@@ -1,6 +1,8 @@
 """FCN with three stages of a ResNet-18, dilated to stride 8, RepL, on CamVid at half size.
 
 tools/camvid_to_mmseg.py makes data/camvid. The batch norms stay as pretrained (norm_eval).
+On a few epochs no network differs from another: the stock one needs about 30 to be better than one without the
+replaced blocks.
 """
 
 _base_ = './_base_/camvid.py'
@@ -64,9 +66,4 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
-max_epochs = 6
-train_cfg = dict(max_epochs=max_epochs, val_interval=3)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),
-]
+train_cfg = dict(max_epochs=30, val_interval=10)

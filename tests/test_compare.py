@@ -193,7 +193,8 @@ def test_runs_are_scheduled_skipped_and_continued(tmp_path, capsys):
     tasks = [(tmp_path / 'config.py', tmp_path / 'c' / 'fuse' / f'seed_{seed}', seed) for seed in (1, 2, 7, 13)]
     failed = compare.run_all(tasks, jobs=2, train=train, poll=0.05)
     assert [path.name for path in sorted(failed)] == ['seed_13', 'seed_7']
-    assert 'seed_7: failed with exit code 1, see train.log there' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'seed_7: failed with exit code 1, see train.log there; its last line: threads' in printed
     result = json.loads((tasks[0][1] / 'result.json').read_text())
     assert result['metrics'] == {'coco/bbox_mAP': 0.01}
     assert result['step_time'] == pytest.approx(0.15)  # of 0.1 and 0.2; the validation's 9.0 is not a step

@@ -338,7 +338,7 @@ def run_all(tasks, jobs, train=TRAIN, poll=0.5, report=60):
                 reported = 0
                 if process.returncode:
                     failed.append(work_dir)
-                    print(f'{work_dir}: failed with exit code {process.returncode}, see train.log there', flush=True)
+                    print(failure(work_dir, process.returncode), flush=True)
                     continue
                 seconds.append(time.time() - began)
                 result = dict(run_result(work_dir), minutes=seconds[-1] / 60)
@@ -377,6 +377,13 @@ def start(config, work_dir, seed, train, jobs, slot):
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env=env)
     os.sched_setaffinity(process.pid, cores)  # long before it starts threads: they inherit it
     return process
+
+
+def failure(work_dir, returncode):
+    """What is said of a failed run: its exit code and its last words, which tell the cause."""
+    words = (work_dir / 'train.log').read_text(errors='replace').splitlines()
+    last = next((line.strip() for line in reversed(words) if line.strip()), 'no output')
+    return f'{work_dir}: failed with exit code {returncode}, see train.log there; its last line: {last}'
 
 
 def progress(total, failed, waiting, running, seconds, jobs):
