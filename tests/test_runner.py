@@ -171,6 +171,17 @@ def test_custom_keys_reach_exactly_the_computing_layers(replace, mini_coco, tmp_
     assert {settings[name] for name in settings.keys() - special} == {(lr, decay)}
 
 
+@pytest.mark.parametrize('name, roles', [('basic', 'reduce spatial expand'), ('vit', 'fc1 fc2 value proj')])
+def test_longer_custom_keys_win_beside_one_for_the_backbone(name, roles):
+    """README: mmengine lets the longest key win, and 'backbone' is longer than '.repl.'."""
+    model = torch.nn.ModuleDict(dict(backbone=build_backbone(name, replace=dict())))
+    keys = {'backbone': dict(lr_mult=0.5), **{f'.repl.{role}.': dict(lr_mult=4.0) for role in roles.split()}}
+    cfg = dict(optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=dict(custom_keys=keys))
+    groups = build_optim_wrapper(model, cfg).optimizer.param_groups
+    quick = {id(p) for group in groups for p in group['params'] if group['lr'] == 4.0}
+    assert {name for name, p in model.named_parameters() if id(p) in quick} == repl_names(model)
+
+
 def test_no_parameter_is_a_scalar():
     """0-d parameters would get weight decay that is meant for matrices, and FSDP refuses them."""
     for fusion in ('scalar', 'channel', 'mix', 'lowrank'):
