@@ -64,7 +64,7 @@ def _builder(name: str):
     build.__doc__ = f"""Build the stock ``{name}`` and apply RepL to it, see :func:`repl_mm.apply_repl`.
 
     Args:
-        replace (dict | None): Settings of the plan. Default: None, the default plan.
+        replace (dict | None): Settings of the plan. Defaults to None, the default plan.
         *args, **kwargs: The stock backbone's own settings.
     """
     return build

@@ -13,6 +13,10 @@ from .computing_layers import ComputingLayer
 from .plan import Plan, PlanError, differences
 
 PLAN_KEY = 'repl_plan'
+# Of the weights in a file. 1: until repl_mm 0.1, without this number; 2: very short rows of a neighbour's weight count
+# as longer than they are (see repl_mm.fusion), which leaves all parameters as they were.
+FORMAT = 2
+READABLE = (1, 2)
 
 
 # What mmengine's objects store of their own classes: pickle writes a method as getattr(class, name).
@@ -54,32 +58,57 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals([np.ndarray, np.dtype, *numbers, *functions, *methods])
 
 
+def plan_record(plan: Plan) -> dict:
+    """What files say of a plan: the plan, and the ``format`` of the weights beside it."""
+    return dict(format=FORMAT, **plan.to_dict())
+
+
 def encode_plan(plan: Plan) -> torch.Tensor:
-    """A plan as a 1-d uint8 tensor (its JSON), which any checkpoint code carries along."""
-    return torch.tensor(list(json.dumps(plan.to_dict()).encode()), dtype=torch.uint8)
+    """The record of a plan as a 1-d float32 tensor, the bytes of its JSON.
+
+    A tensor, because that is what every way of saving weights keeps, safetensors included; floating point, because
+    files are averaged: means of equal numbers, in whatever order and precision, are these numbers up to rounding.
+    """
+    return torch.tensor(list(json.dumps(plan_record(plan)).encode()), dtype=torch.float32)
 
 
 def decode_plan(tensor: torch.Tensor) -> dict:
-    """The inverse of :func:`encode_plan`, as a dict.
+    """The inverse of :func:`encode_plan`, as a dict; ``format`` is 1 where none is named.
 
     Raises:
         PlanError: The tensor does not hold a plan.
     """
     try:
-        return json.loads(bytes(tensor.cpu().tolist()).decode())
+        return dict(dict(format=1), **json.loads(bytes(tensor.double().round().int().cpu().tolist()).decode()))
     except (ValueError, TypeError) as error:
         raise PlanError(f'the checkpoint entry {PLAN_KEY!r} does not hold a RepL plan: {error}') from None
 
 
 def attach_plan(backbone: nn.Module, plan: Plan) -> None:
-    """Give a backbone its plan: as attribute ``repl``, in its state dict, and as guard of what is loaded into it."""
-    backbone.repl = plan
-    backbone.register_buffer(PLAN_KEY, encode_plan(plan))
+    """Give a backbone its plan: as attribute ``repl_plan``, in its state dict, and as guard of what is loaded into it.
+
+    The plan is no buffer: nothing that averages, casts, moves or empties buffers reaches it.
+    """
+    backbone.repl_plan = plan
+    backbone.register_state_dict_post_hook(write_plan)
     backbone.register_load_state_dict_pre_hook(check_and_convert)
 
 
+def write_plan(backbone, state_dict, prefix, _) -> None:
+    """Hook of ``state_dict()``: put the plan in, as a tensor of its own every time."""
+    state_dict[prefix + PLAN_KEY] = encode_plan(backbone.repl_plan)
+
+
 def refuse_difference(have: dict, plan: Plan, where: str) -> None:
-    """Raise a PlanError that lists the differences between a checkpoint's plan and the model's, if there are any."""
+    """Raise a PlanError in one of two cases: a checkpoint's format is unknown here, or its plan is another one.
+
+    The message lists the differences between the checkpoint's plan and the model's.
+    """
+    if have.get('format', 1) not in READABLE:
+        raise PlanError(
+            f'{where} has weights of format {have["format"]!r}, nothing was loaded: expected '
+            f'{" or ".join(map(str, READABLE))}; it was written by another version of repl_mm'
+        )
     lines = differences(have, plan.to_dict())
     if lines:
         raise PlanError(f'{where} was made with another RepL plan; nothing was loaded:\n  ' + '\n  '.join(lines))
@@ -94,17 +123,15 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     Raises:
         PlanError: The weights were made with another plan.
     """
-    plan = backbone.repl
-    own = {prefix + key: value for key, value in backbone.state_dict().items()}
-    saved = state_dict.get(prefix + PLAN_KEY)
+    plan = backbone.repl_plan
+    saved = state_dict.pop(prefix + PLAN_KEY, None)
+    own = {prefix + key: value for key, value in backbone.state_dict().items() if key != PLAN_KEY}
     state_dict_keys = [key for key in state_dict if key.startswith(prefix)]
     loaded = [key for key in state_dict_keys if key in own and state_dict[key].shape == own[key].shape]
     if saved is not None:
         refuse_difference(decode_plan(saved), plan, 'the checkpoint')
-        state_dict[prefix + PLAN_KEY] = own[prefix + PLAN_KEY]
         print_log(
-            f'RepL: weights of the same plan for {type(backbone).__name__}: {len({*loaded} - {prefix + PLAN_KEY})} of '
-            f'{len(own) - 1} tensors loaded',
+            f'RepL: weights of the same plan for {type(backbone).__name__}: {len(loaded)} of {len(own)} tensors loaded',
             logger='current',
         )
         return
@@ -117,7 +144,7 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     for key in dropped:
         del state_dict[key]
     missing = [key for key in own if key.startswith(places) and key not in state_dict]
-    for key in [*missing, prefix + PLAN_KEY]:
+    for key in missing:
         state_dict[key] = own[key]
     print_log(
         f'RepL: stock weights for {type(backbone).__name__}: {len(loaded)} tensors loaded, {len(dropped)} dropped '

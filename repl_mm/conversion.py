@@ -61,13 +61,13 @@ def convert(
         stock (nn.Module): The backbone as it was before :func:`repl_mm.apply_repl`.
         images (Tensor): Normalized images ``(N, 3, H, W)``; no labels are needed. An eighth of them is held out for
             the errors.
-        block_steps (int): Steps for each computing layer. Default: 150.
-        steps (int): Steps for all of them together, on shifted and mirrored images. Default: 300.
-        batch (int): Images in a step. Default: 48.
+        block_steps (int): Steps for each computing layer. Defaults to 150.
+        steps (int): Steps for all of them together, on shifted and mirrored images. Defaults to 300.
+        batch (int): Images in a step. Defaults to 48.
         lr (float): Step size of Adam as a share of a parameter's root mean square; six times as much for one layer
-            alone. Coefficients differ in size by their number and by ``rate`` of :mod:`repl_mm.fusion`. Default: 0.1.
+            alone. Coefficients differ in size by their number and by ``rate`` of :mod:`repl_mm.fusion`. Defaults to 0.1.
         head (Callable | None): What a model makes of the backbone's outputs, a classifier its logits; it counts as one
-            more output. Default: None.
+            more output. Defaults to None.
 
     Returns:
         list[Error]: Of each computing layer, on the stock network's own activations, and of the outputs. Empty if no

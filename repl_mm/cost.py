@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
-from .checkpointing import make_non_reentrant
+from .non_reentrant import make_non_reentrant
 from .computing_layers import recomputed
 from .registry import MODELS as REPL_MODELS
 from .surgery import computing_layers

@@ -69,8 +69,8 @@ class WeightSource(nn.Module):
         shape (tuple[int]): Shape ``(out, in, *k)`` of the weight to be made; ``(out,)`` for a vector.
         neighbours (list[tuple[int]]): Shapes of the weights that ``forward`` will be given.
         dim (int): The *hidden* dimension, 0 (output channels) or 1 (input channels): the one along which the
-            transformation acts. The other one is aligned without parameters. Default: 0.
-        start (float): Root mean square length, at the start, of the weights of an output channel. Default: 1.
+            transformation acts. The other one is aligned without parameters. Defaults to 0.
+        start (float): Root mean square length, at the start, of the weights of an output channel. Defaults to 1.
     """
 
     def __init__(self, shape: tuple[int, ...], neighbours: list[tuple[int, ...]], dim: int = 0, start: float = 1.0):
@@ -135,14 +135,14 @@ class FusedWeight(WeightSource):
     one neighbour, in turn: the surrogate starts as a sub-network of both blocks. All parameters are at least 1-d.
 
     Args:
-        type (str): One of ``TRANSFORMS``. Default: 'mix'.
-        groups (int): Blocks of the mixing matrix; lowered to a common divisor of the channel counts. Default: 1.
-        rank (int): Rank for ``lowrank``. Default: 8.
+        type (str): One of ``TRANSFORMS``. Defaults to 'mix'.
+        groups (int): Blocks of the mixing matrix; lowered to a common divisor of the channel counts. Defaults to 1.
+        rank (int): Rank for ``lowrank``. Defaults to 8.
         normalize (bool): Whether only the direction of a neighbour's rows counts, and ``start`` is their length;
-            otherwise their length is kept, and ``start`` is a factor. Default: True.
+            otherwise their length is kept, and ``start`` is a factor. Defaults to True.
         rate (float): The coefficients are ``rate`` times the parameters. Adam moves all parameters by steps of one
             size: coefficients, of the size of 1, would hardly move where it suits weights of the size of 1 / rate.
-            Default: 1.
+            Defaults to 1.
     """
 
     def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, rank=8, normalize=True, rate=1.0):
@@ -209,8 +209,8 @@ class Synthesis(nn.Module):
 
     Args:
         source (WeightSource): Makes ``K``.
-        gain (float | None): Start of the gain, shape ``(out,)``. Default: None, no gain.
-        bias (bool): Whether to have a bias, shape ``(out,)``, which starts at 0. Default: True.
+        gain (float | None): Start of the gain, shape ``(out,)``. Defaults to None, no gain.
+        bias (bool): Whether to have a bias, shape ``(out,)``, which starts at 0. Defaults to True.
     """
 
     def __init__(self, source: WeightSource, gain: float | None = None, bias: bool = True):

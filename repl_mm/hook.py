@@ -11,7 +11,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from .calibration import calibrate, uncalibrated
-from .checkpoint import PLAN_KEY, refuse_difference
+from .checkpoint import PLAN_KEY, plan_record, refuse_difference
 from .fusion import FusedWeight, Synthesis
 from .plan import PlanError
 from .registry import HOOKS, register
@@ -33,9 +33,9 @@ class RepLHook(Hook):
 
     Args:
         shape (tuple[int] | None): Height and width at which the report counts costs, batch size 2; None: no costs.
-            Default: (800, 1344), what mmdet's schedules train on.
-        interval (int): Steps between two logs of the coefficients. Default: 50.
-        calibration_batches (int): Training batches to calibrate on, where needed. Default: 16.
+            Defaults to (800, 1344), what mmdet's schedules train on.
+        interval (int): Steps between two logs of the coefficients. Defaults to 50.
+        calibration_batches (int): Training batches to calibrate on, where needed. Defaults to 16.
 
     Raises:
         ValueError: A setting is not valid.
@@ -66,7 +66,7 @@ class RepLHook(Hook):
             runner.logger.info('RepLHook: the model has no RepL backbone, nothing to do')
             return
         for name, backbone in backbones:
-            runner.logger.info(f'{name}: {backbone.repl}')
+            runner.logger.info(f'{name}: {backbone.repl_plan}')
         self._report(runner, backbones)
         self._write_plan(runner, backbones)
         self._refuse_reentrant(runner, backbones)
@@ -95,7 +95,7 @@ class RepLHook(Hook):
     def _write_plan(self, runner, backbones) -> None:
         path = osp.join(runner.work_dir, PLAN_FILE)
         with open(path, 'w') as file:
-            json.dump({name: backbone.repl.to_dict() for name, backbone in backbones}, file, indent=2)
+            json.dump({name: plan_record(backbone.repl_plan) for name, backbone in backbones}, file, indent=2)
 
     def _refuse_reentrant(self, runner, backbones) -> None:
         """mmengine's ``activation_checkpointing`` is reentrant: DDP dies on the borrowed weights inside it."""
@@ -103,7 +103,7 @@ class RepLHook(Hook):
         modules = [modules] if isinstance(modules, str) else modules
         for name, backbone in backbones:
             inside = [m for m in modules if m == name or m.startswith(f'{name}.') or name.startswith(f'{m}.')]
-            if inside and is_model_wrapper(runner.model) and backbone.repl.mode in ('fuse', 'share'):
+            if inside and is_model_wrapper(runner.model) and backbone.repl_plan.mode in ('fuse', 'share'):
                 raise RuntimeError(
                     f'activation_checkpointing={inside!r} cannot be combined with RepL in distributed training (its '
                     'checkpoint is reentrant): use with_cp=True of the backbone instead'
@@ -157,15 +157,15 @@ class RepLHook(Hook):
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        plans = {name: backbone.repl.to_dict() for name, backbone in repl_backbones(_bare(runner.model))}
+        plans = {name: plan_record(backbone.repl_plan) for name, backbone in repl_backbones(_bare(runner.model))}
         if plans:
-            checkpoint['meta']['repl_plan'] = plans
+            checkpoint['meta'][PLAN_KEY] = plans
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        saved = checkpoint.get('meta', {}).get('repl_plan', {})
+        saved = checkpoint.get('meta', {}).get(PLAN_KEY, {})
         for name, backbone in repl_backbones(_bare(runner.model)):
             if name in saved:
-                refuse_difference(saved[name], backbone.repl, 'the checkpoint')
+                refuse_difference(saved[name], backbone.repl_plan, 'the checkpoint')
             elif runner._resume and f'{name}.{PLAN_KEY}' not in checkpoint.get('state_dict', {}):
                 raise PlanError(
                     f'cannot resume: the checkpoint holds no RepL plan for {name!r}, so its optimizer state belongs '

@@ -166,20 +166,20 @@ def make_plan(
     Args:
         backbone (str): Class name of the backbone, for messages and for comparison on load.
         depths (Sequence[int]): Number of blocks of each stage.
-        frozen (Iterable[int]): Stages which are not trained; they get no slots. Default: none.
-        openers (Iterable[int]): Stages whose first block cannot be replaced. Default: none.
+        frozen (Iterable[int]): Stages which are not trained; they get no slots. Defaults to none.
+        openers (Iterable[int]): Stages whose first block cannot be replaced. Defaults to none.
         operators (Sequence[str]): The operators that the family has, the default first.
         defaults (dict): The family's ``every``, ``ratio`` and ``fusion`` where the user gives none.
         every (int | None): Replace every ``every``-th block: indices 1, 1 + every, ... of each stage, without the
-            stage's last block (see :func:`default_slots`). Default: None, the family's if ``slots`` is not given.
-        stages (Sequence[int] | None): The stages in which ``every`` works. Default: None, all that are not frozen.
-        slots (Sequence[tuple[int, int]] | None): Explicit (stage, index) pairs instead of ``every``. Default: None.
-        mode (str): 'fuse' (RepL), 'remove', 'share' or 'own'. Default: 'fuse'.
-        operator (str | None): One of ``operators``. Default: None, the first of them.
-        ratio (float | None): Hidden width of the light operators relative to the replaced block's. Default: None, the
+            stage's last block (see :func:`default_slots`). Defaults to None, the family's if ``slots`` is not given.
+        stages (Sequence[int] | None): The stages in which ``every`` works. Defaults to None, all that are not frozen.
+        slots (Sequence[tuple[int, int]] | None): Explicit (stage, index) pairs instead of ``every``. Defaults to None.
+        mode (str): 'fuse' (RepL), 'remove', 'share' or 'own'. Defaults to 'fuse'.
+        operator (str | None): One of ``operators``. Defaults to None, the first of them.
+        ratio (float | None): Hidden width of the light operators relative to the replaced block's. Defaults to None, the
             family's.
-        fusion (dict | str | None): The learnable transformation. Default: None, the family's.
-        detach (bool): No gradient to the neighbours through the computing layers. Default: False.
+        fusion (dict | str | None): The learnable transformation. Defaults to None, the family's.
+        detach (bool): No gradient to the neighbours through the computing layers. Defaults to False.
 
     Raises:
         PlanError: A value is not valid; the message names the key, the value and what would be valid.

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from .checkpoint import attach_plan
-from .checkpointing import make_non_reentrant
-from .computing_layers import ComputingLayer, Synthesizing
+from .non_reentrant import make_non_reentrant
+from .computing_layers import ComputingLayer
 from .families import find_family
 from .plan import KEYS, Plan, PlanError, make_plan
 
@@ -86,7 +86,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
 
 def plan_of(backbone: nn.Module) -> Plan | None:
     """The plan that was applied to a backbone, or None."""
-    plan = getattr(backbone, 'repl', None)
+    plan = getattr(backbone, 'repl_plan', None)
     return plan if isinstance(plan, Plan) else None
 
 
@@ -103,12 +103,12 @@ def computing_layers(model: nn.Module) -> Iterator[tuple[str, ComputingLayer]]:
 def fold(model: nn.Module) -> None:
     """Synthesize all weights of a model in eval mode once, until :func:`unfold`, ``train()`` or a load of weights."""
     for module in model.modules():
-        if isinstance(module, Synthesizing):
+        if isinstance(module, ComputingLayer):
             module.fold()
 
 
 def unfold(model: nn.Module) -> None:
     """Undo :func:`fold`."""
     for module in model.modules():
-        if isinstance(module, Synthesizing):
+        if isinstance(module, ComputingLayer):
             module.unfold()

@@ -182,7 +182,7 @@ def test_loading_works_where_only_the_config_names_repl_mm(runs):
     code = (
         'import sys; from mmdet.apis import init_detector; '
         "model = init_detector(sys.argv[1], sys.argv[2], device='cpu'); "
-        "print('classes', len(model.dataset_meta['classes']), 'slots', len(model.backbone.repl.slots))"
+        "print('classes', len(model.dataset_meta['classes']), 'slots', len(model.backbone.repl_plan.slots))"
     )
     folder = runs['one_cycle']
     config = next(folder.glob('*.py'))

@@ -131,7 +131,7 @@ def try_backbone(settings: dict, scope: str, size: int = 96) -> tuple[str, str]:
     Args:
         settings (dict): Stock settings of the backbone, without weights.
         scope (str): The config's ``default_scope``.
-        size (int): Height and width of the images. Default: 96.
+        size (int): Height and width of the images. Defaults to 96.
 
     Returns:
         tuple[str, str]: One of ``STATUSES`` and the reason, empty if it works.
@@ -158,9 +158,9 @@ def walk(package: str, size: int = 96, only: tuple[str, ...] = ('*',)) -> dict:
 
     Args:
         package (str): 'mmdet' or 'mmseg'.
-        size (int): Height and width of the images, a multiple of 32. Default: 96.
+        size (int): Height and width of the images, a multiple of 32. Defaults to 96.
         only (tuple[str]): Patterns of config names, such as ``'swin/*'``; a config that fits one of them is walked.
-            Default: all configs.
+            Defaults to all configs.
 
     Returns:
         dict: ``package``; ``configs``, the names of the configs; ``unreadable``, config -> reason; ``settings``, the
@@ -207,7 +207,7 @@ def by_config(report: dict, family: str | None = None) -> dict[str, str]:
 
     Args:
         report (dict): From :func:`walk`.
-        family (str | None): Look at the backbones of this family only. Default: None, of all families.
+        family (str | None): Look at the backbones of this family only. Defaults to None, of all families.
 
     Returns:
         dict[str, str]: Config -> one of ``STATUSES``, the worst of its backbones that a family knows. With

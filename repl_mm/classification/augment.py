@@ -44,7 +44,7 @@ class BatchCrop(nn.Module):
     """Shift every image by up to ``padding`` pixels and fill with zeros: pad and crop.
 
     Args:
-        padding (int): Pixels on each side. Default: 4.
+        padding (int): Pixels on each side. Defaults to 4.
     """
 
     def __init__(self, padding: int = 4):
@@ -68,7 +68,7 @@ class BatchFlip(nn.Module):
     """Mirror images, left to right.
 
     Args:
-        prob (float): Share of the images. Default: 0.5.
+        prob (float): Share of the images. Defaults to 0.5.
     """
 
     def __init__(self, prob: float = 0.5):
@@ -85,10 +85,10 @@ class BatchErase(nn.Module):
     """Put noise into a rectangle of an image (random erasing).
 
     Args:
-        prob (float): Share of the images. Default: 0.25.
-        area (tuple[float]): Smallest and largest share of the image's area. Default: (0.02, 0.33).
+        prob (float): Share of the images. Defaults to 0.25.
+        area (tuple[float]): Smallest and largest share of the image's area. Defaults to (0.02, 0.33).
         aspect (float): The sides' ratio is between ``aspect`` and its inverse; sides are cut to the image's.
-            Default: 0.3.
+            Defaults to 0.3.
     """
 
     def __init__(self, prob: float = 0.25, area=(0.02, 0.33), aspect: float = 0.3):
@@ -116,9 +116,9 @@ class BatchMix(nn.Module):
 
     Args:
         num_classes (int): Number of classes.
-        mixup (float): Parameter of mixup's beta distribution; 0: no mixup. Default: 0.8.
-        cutmix (float): Parameter of CutMix's beta distribution; 0: no CutMix. Default: 1.
-        prob (float): Share of the images that are mixed. Default: 1.
+        mixup (float): Parameter of mixup's beta distribution; 0: no mixup. Defaults to 0.8.
+        cutmix (float): Parameter of CutMix's beta distribution; 0: no CutMix. Defaults to 1.
+        prob (float): Share of the images that are mixed. Defaults to 1.
     """
 
     def __init__(self, num_classes: int, mixup: float = 0.8, cutmix: float = 1.0, prob: float = 1.0):

@@ -20,8 +20,8 @@ class BasicBlock(nn.Module):
         stride (int): Stride of the first convolution and the shortcut; above 1 where the number of channels changes.
         shortcut (str): What stands there: 'A', every ``stride``-th position and zeros for the new channels, or 'B', a
             1x1 convolution with batch norm.
-        with_cp (bool): Keep only the input for backward and compute the rest again. Default: False.
-        drop_path (nn.Module | None): What stands behind the branch beside the shortcut. Default: None, nothing.
+        with_cp (bool): Keep only the input for backward and compute the rest again. Defaults to False.
+        drop_path (nn.Module | None): What stands behind the branch beside the shortcut. Defaults to None, nothing.
     """
 
     def __init__(self, inplanes: int, planes: int, stride: int, shortcut: str, with_cp=False, drop_path=None):
@@ -72,16 +72,16 @@ class CifarResNet(BaseModule):
 
     Args:
         depth (int): 20, 32, 44, 56, 110 or another 6n + 2.
-        shortcut (str): 'A' (without parameters) or 'B' (1x1 convolution), where a stage begins. Default: 'A'.
-        base_channels (int): Channels of the first stage, doubled by each of the others. Default: 16.
-        in_channels (int): Channels of the images. Default: 3.
-        out_indices (Sequence[int]): Stages, counted from 0, whose outputs are returned. Default: (2,).
+        shortcut (str): 'A' (without parameters) or 'B' (1x1 convolution), where a stage begins. Defaults to 'A'.
+        base_channels (int): Channels of the first stage, doubled by each of the others. Defaults to 16.
+        in_channels (int): Channels of the images. Defaults to 3.
+        out_indices (Sequence[int]): Stages, counted from 0, whose outputs are returned. Defaults to (2,).
         with_cp (bool): Activation checkpointing: of each block only the input is kept for backward. Batch norms then
-            update their running statistics twice in a step, as with mm's own ``with_cp``. Default: False.
+            update their running statistics twice in a step, as with mm's own ``with_cp``. Defaults to False.
         drop_path_rate (float): Stochastic depth: the branch of block l of L is left out for a share of
             ``drop_path_rate * l / L`` of the training images, and the branches of the others are scaled up. Above 0 it
-            needs mmcv. Default: 0.
-        init_cfg (dict | list[dict] | None): Default: None, Kaiming's initialization of the convolutions.
+            needs mmcv. Defaults to 0.
+        init_cfg (dict | list[dict] | None): Defaults to None, Kaiming's initialization of the convolutions.
 
     Raises:
         ValueError: A setting is not valid.

@@ -16,10 +16,10 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         mean (Sequence[float]): Mean of the channels, in RGB order, of values in 0..255.
         std (Sequence[float]): Standard deviation of the channels.
         augments (Sequence[dict]): Batch transforms of :mod:`repl_mm.classification.augment`, in their order; they work
-            on normalized images, so what they fill with zeros has the mean color. Default: none.
+            on normalized images, so what they fill with zeros has the mean color. Defaults to none.
         size (int | None): Side, in pixels, to which the images are then resized (bilinear, to a square): weights that
-            were pretrained on larger pictures see small ones so. Default: None, as they are.
-        non_blocking (bool): Copy from pinned memory while the device works. Default: False.
+            were pretrained on larger pictures see small ones so. Defaults to None, as they are.
+        non_blocking (bool): Copy from pinned memory while the device works. Defaults to False.
 
     Raises:
         ValueError: ``size`` is not valid.
@@ -41,7 +41,7 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
 
         Args:
             data (dict): ``inputs``, uint8 images (N, 3, H, W) in RGB order, and ``labels``, their classes (N,).
-            training (bool): Whether to augment. Default: False.
+            training (bool): Whether to augment. Defaults to False.
 
         Returns:
             dict: ``inputs``, float32 (N, 3, H, W) of the new size, and ``labels``: classes (N,), or their
@@ -70,10 +70,10 @@ class ImageClassifier(BaseModel):
         backbone (dict): Config of the backbone.
         num_classes (int): Number of classes.
         in_channels (int): Channels of the backbone's last output.
-        label_smoothing (float): Share of the target that is spread over all classes. Default: 0.
-        channels_last (bool): Keep images and the backbone's weights in channels-last memory. Default: False.
-        data_preprocessor (dict | None): Config of the data preprocessor. Default: None.
-        init_cfg (dict | list[dict] | None): As of any mmengine module. Default: None.
+        label_smoothing (float): Share of the target that is spread over all classes. Defaults to 0.
+        channels_last (bool): Keep images and the backbone's weights in channels-last memory. Defaults to False.
+        data_preprocessor (dict | None): Config of the data preprocessor. Defaults to None.
+        init_cfg (dict | list[dict] | None): As of any mmengine module. Defaults to None.
 
     Raises:
         ValueError: A setting is not valid, or does not fit the backbone.
@@ -112,8 +112,8 @@ class ImageClassifier(BaseModel):
 
         Args:
             inputs (Tensor): Images (N, 3, H, W).
-            labels (Tensor | None): Classes (N,), or their probabilities (N, num_classes). Default: None.
-            mode (str): 'tensor', 'loss' or 'predict'. Default: 'tensor'.
+            labels (Tensor | None): Classes (N,), or their probabilities (N, num_classes). Defaults to None.
+            mode (str): 'tensor', 'loss' or 'predict'. Defaults to 'tensor'.
 
         Returns:
             Tensor | dict | list[dict]: 'tensor': logits (N, num_classes); 'loss': what :meth:`loss` gives as ``loss``;

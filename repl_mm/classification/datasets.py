@@ -35,12 +35,12 @@ class Images(Dataset):
 
     Args:
         data_root (str): Folder of the official files.
-        split (str): One of the class's ``SPLITS``. Default: 'train'.
-        indices (int | Sequence[int] | None): Only the first so many images, or those of these numbers. Default: None,
+        split (str): One of the class's ``SPLITS``. Defaults to 'train'.
+        indices (int | Sequence[int] | None): Only the first so many images, or those of these numbers. Defaults to None,
             all of them.
         pipeline (Sequence[dict]): Transforms of single images, mm's and those of
-            :mod:`repl_mm.classification.transforms`; the last one is ``PackImage``. Default: none.
-        num_classes (int | None): Number of classes that the data must have. Default: None, any.
+            :mod:`repl_mm.classification.transforms`; the last one is ``PackImage``. Defaults to none.
+        num_classes (int | None): Number of classes that the data must have. Defaults to None, any.
 
     Attributes:
         images: The images, as :meth:`read` gives them.

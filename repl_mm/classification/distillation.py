@@ -22,7 +22,7 @@ class DistilledClassifier(ImageClassifier):
     Args:
         teacher_config (str | dict): The teacher's config, as in mmdet: a file, or a dict with ``model``.
         teacher_ckpt (str): Its checkpoint, which must have all of its tensors.
-        temperature (float): Both networks' logits are divided by it. Default: 4.
+        temperature (float): Both networks' logits are divided by it. Defaults to 4.
         **settings: Of :class:`ImageClassifier`.
 
     Raises:

@@ -11,7 +11,7 @@ class Accuracy(BaseMetric):
     """Share of the images, in percent, whose class is among the k highest scores: ``accuracy/top1`` and so on.
 
     Args:
-        topk (Sequence[int]): The values of k. Default: (1, 5).
+        topk (Sequence[int]): The values of k. Defaults to (1, 5).
         **kwargs: As of any mmengine metric.
 
     Raises:

@@ -47,9 +47,9 @@ class RandomResizedCrop(BaseTransform):
 
     Args:
         size (int): Pixels of each side.
-        area (tuple[float]): Smallest and largest share of the image's area. Default: (0.08, 1).
-        aspect (float): The sides' ratio is between ``aspect`` and its inverse. Default: 3/4.
-        interpolation (str): As of mmcv's ``imresize``. Default: 'bilinear'.
+        area (tuple[float]): Smallest and largest share of the image's area. Defaults to (0.08, 1).
+        aspect (float): The sides' ratio is between ``aspect`` and its inverse. Defaults to 3/4.
+        interpolation (str): As of mmcv's ``imresize``. Defaults to 'bilinear'.
     """
 
     def __init__(self, size: int, area=(0.08, 1.0), aspect: float = 3 / 4, interpolation: str = 'bilinear'):
@@ -113,10 +113,10 @@ class RandAugment(BaseTransform):
     """RandAugment: a few random operations out of :data:`OPERATIONS`.
 
     Args:
-        num_ops (int): Operations per image. Default: 2.
-        magnitude (float): Mean of their magnitudes, from 0 to 10. Default: 9.
-        std (float): Standard deviation of the magnitudes. Default: 0.5.
-        prob (float): Probability that a chosen operation is carried out. Default: 0.5.
+        num_ops (int): Operations per image. Defaults to 2.
+        magnitude (float): Mean of their magnitudes, from 0 to 10. Defaults to 9.
+        std (float): Standard deviation of the magnitudes. Defaults to 0.5.
+        prob (float): Probability that a chosen operation is carried out. Defaults to 0.5.
     """
 
     def __init__(self, num_ops: int = 2, magnitude: float = 9, std: float = 0.5, prob: float = 0.5):

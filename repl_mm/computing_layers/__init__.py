@@ -6,17 +6,16 @@ block. It holds its neighbours in a plain tuple: they are not its children, so t
 ``paramwise_cfg.custom_keys``.
 """
 
-from .base import ComputingLayer, Synthesizing, borrow, recomputed
-from .full import FullSurrogate
-from .residual import ResidualSurrogate
-from .transformer import TransformerSurrogate
+from .base import ComputingLayer, borrow, recomputed
+from .full import FullComputingLayer
+from .residual import ResidualComputingLayer
+from .transformer import TransformerComputingLayer
 
 __all__ = [
     'ComputingLayer',
-    'FullSurrogate',
-    'ResidualSurrogate',
-    'Synthesizing',
-    'TransformerSurrogate',
+    'FullComputingLayer',
+    'ResidualComputingLayer',
+    'TransformerComputingLayer',
     'borrow',
     'recomputed',
 ]

@@ -7,10 +7,30 @@ from torch.utils.checkpoint import checkpoint
 
 
 class ComputingLayer(nn.Module):
-    """Base of what stands in a slot; alone it is the identity, the control ``mode='remove'``.
+    """Base of what stands in a slot; without anything to synthesize it is the identity, the control ``mode='remove'``.
 
-    Subclasses define ``compute()``.
+    Subclasses define ``compute()``. Weights are synthesized in full precision under AMP, and can be folded.
+
+    Args:
+        syntheses (dict[str, Synthesis]): How each operator's weight is made, by the operator's name; a name may hold
+            dots. Defaults to none.
+        neighbours (tuple[nn.Module]): The preceding and, if there is one, the succeeding block. Defaults to none.
+        neighbour_weights (callable): ``neighbour_weights(block, name)`` gives the list of a block's weights that the
+            operator called ``name`` is synthesized from. Defaults to None.
+        detach (bool): No gradient to the neighbours. Defaults to False.
     """
+
+    _folded: tuple | None = None
+
+    def __init__(self, syntheses=None, neighbours: tuple = (), neighbour_weights=None, detach: bool = False):
+        super().__init__()
+        syntheses = syntheses or {}
+        self.names = tuple(syntheses)
+        if syntheses:
+            self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
+        self.neighbours = tuple(neighbours)
+        self.neighbour_weights = neighbour_weights
+        self.detach = detach
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if isinstance(x, Proxy):
@@ -23,34 +43,10 @@ class ComputingLayer(nn.Module):
         """The layer's output for the preceding block's output ``x``; of the same shape."""
         return x
 
-    def synthesize(self) -> tuple:
-        """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
-        return ()
-
-
-class Synthesizing(ComputingLayer):
-    """A computing layer with synthesized weights: foldable, and synthesized in full precision under AMP.
-
-    Args:
-        syntheses (dict[str, Synthesis]): How each operator's weight is made, by the operator's name; a name may hold
-            dots.
-        neighbours (tuple[nn.Module]): The preceding and, if there is one, the succeeding block.
-        neighbour_weights (callable): ``neighbour_weights(block, name)`` gives the list of a block's weights that the
-            operator called ``name`` is synthesized from.
-        detach (bool): No gradient to the neighbours.
-    """
-
-    _folded: tuple | None = None
-
-    def __init__(self, syntheses: dict[str, nn.Module], neighbours: tuple, neighbour_weights, detach: bool):
-        super().__init__()
-        self.names = tuple(syntheses)
-        self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
-        self.neighbours = tuple(neighbours)
-        self.neighbour_weights = neighbour_weights
-        self.detach = detach
-
     def synthesize(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
+        if not self.names:
+            return ()
         # Weight space stays in full precision under AMP: it is small, and norms are sensitive.
         with torch.autocast(next(self.neighbours[0].parameters()).device.type, enabled=False):
             return tuple(

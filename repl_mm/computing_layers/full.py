@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from .base import Synthesizing, recomputed
+from .base import ComputingLayer, recomputed
 
 
-class FullSurrogate(Synthesizing):
+class FullComputingLayer(ComputingLayer):
     """The replaced block itself, run with synthesized weights in place of its own.
 
     The block loses the parameters that are synthesized. Empty tensors stand in their places, because initialization
@@ -19,7 +19,7 @@ class FullSurrogate(Synthesizing):
         block (nn.Module): The replaced block, or a copy of it; it is changed. Its ``with_cp`` becomes the computing
             layer's: a checkpoint inside the block would be recomputed without the synthesized weights.
         syntheses (dict[str, Synthesis]): By the dotted name of the parameter in the block.
-        neighbours, neighbour_weights, detach: See :class:`Synthesizing`.
+        neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
     """
 
     def __init__(self, block: nn.Module, syntheses: dict, neighbours: tuple, neighbour_weights, detach: bool):

@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Synthesizing, recomputed
+from .base import ComputingLayer, recomputed
 
 
-class ResidualSurrogate(Synthesizing):
+class ResidualComputingLayer(ComputingLayer):
     """``relu(x + drop(branch(x)))``; the branch is a chain of convolutions with synthesized weights, ReLU between.
 
     No activation norm (it would need statistics that ``norm_eval`` never lets it learn): the inner weights are
@@ -16,8 +16,8 @@ class ResidualSurrogate(Synthesizing):
     Args:
         convs (dict[str, tuple]): Per convolution, in order, its :class:`repl_mm.fusion.Synthesis` and the settings of
             ``F.conv2d`` (stride, padding, dilation, groups).
-        neighbours, neighbour_weights, detach: See :class:`Synthesizing`.
-        drop (nn.Module | None): Stochastic depth of the replaced block. Default: None, nothing.
+        neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
+        drop (nn.Module | None): Stochastic depth of the replaced block. Defaults to None, nothing.
 
     Shape: ``(N, C, H, W)`` to the same.
     """

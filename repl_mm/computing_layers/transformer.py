@@ -5,10 +5,10 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Synthesizing, recomputed
+from .base import ComputingLayer, recomputed
 
 
-class TransformerSurrogate(Synthesizing):
+class TransformerComputingLayer(ComputingLayer):
     """``x + drop(branch(norm(x)))``: a narrow MLP with synthesized weights, and no attention.
 
     The norm has no parameters: the neighbours' are part of the weights that their MLPs lend, as are LayerScale and, as
@@ -19,7 +19,7 @@ class TransformerSurrogate(Synthesizing):
             depthwise convolution, ``spatial`` ``(hidden, kernel * kernel + 1)``; ``fc2`` ``(C, hidden)`` with a bias.
             ``value`` ``(width, C + 1)`` and ``proj`` ``(C, width)``, if given, mix the tokens without attention: every
             token receives the projected value of the mean token.
-        neighbours, neighbour_weights, detach: See :class:`Synthesizing`.
+        neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
         activation (nn.Module): Between the linear layers.
         drop (nn.Module): Dropout and stochastic depth of the replaced layer.
         eps (float): Of the norm.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import fusion
-from ..computing_layers import ComputingLayer, FullSurrogate, TransformerSurrogate
+from ..computing_layers import ComputingLayer, FullComputingLayer, TransformerComputingLayer
 from ..plan import Plan, PlanError
 from ..subclass import Specialized, specialize
 
@@ -124,7 +124,7 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     if plan.operator == 'mixer':
         syntheses['value'] = synthesis('value', (channels, channels + 1))
         syntheses['proj'] = synthesis('proj', (channels, channels), dim=1, start=START)
-    return TransformerSurrogate(
+    return TransformerComputingLayer(
         syntheses, neighbours, borrowed, plan.detach, _activation(block), _drop(block), block.norm2.eps
     )
 
@@ -174,7 +174,7 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borro
             settings['groups'] = 3 * plan.fusion['groups']  # query, key and value are not mixed with each other
         dim = int(len(shape) > 1 and shape[0] <= shape[1])
         syntheses[name] = _synthesis(plan, neighbours, borrowed, name, shape, dim, **settings)
-    return FullSurrogate(block, syntheses, neighbours, borrowed, plan.detach)
+    return FullComputingLayer(block, syntheses, neighbours, borrowed, plan.detach)
 
 
 TABLE = 'relative_position_bias_table'

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import fusion
-from ..computing_layers import ComputingLayer, FullSurrogate, ResidualSurrogate
+from ..computing_layers import ComputingLayer, FullComputingLayer, ResidualComputingLayer
 from ..plan import Plan, PlanError
 
 OPERATORS = ('separable', 'pointwise', 'narrow', 'conv', 'full')
@@ -100,7 +100,7 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
             convs['spatial'] = (light('spatial', (hidden, hidden, *kernel), gain=gain), around)
         convs['expand'] = (_last(plan, neighbours, 'expand', (channels, hidden, 1, 1), dim=1), {})
     drop = getattr(block, 'drop_path', None)  # stochastic depth: CifarResNet and mmpretrain have it, mmdet does not
-    return ResidualSurrogate(convs, neighbours, weights, plan.detach, drop)
+    return ResidualComputingLayer(convs, neighbours, weights, plan.detach, drop)
 
 
 def _synthesis(plan, neighbours, role, shape, dim=0, start=1.0, gain=None, bias=True) -> fusion.Synthesis:
@@ -136,4 +136,4 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         norm.reset_parameters()
     last = ('norm3', 'bn3') if hasattr(block, 'conv3') else ('norm2', 'bn2')  # mm's property, torchvision's name
     nn.init.constant_(next(getattr(block, name) for name in last if hasattr(block, name)).weight, 0.1)
-    return FullSurrogate(block, syntheses, neighbours, weights, plan.detach)
+    return FullComputingLayer(block, syntheses, neighbours, weights, plan.detach)
