@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .calibration import calibrate
 from .classification import BatchCrop, BatchFlip
 from .surgery import computing_layers
+from .tables import markdown
 
 LARGEST = 0.01  # root mean square that counts for larger parameters (gains) and for those at zero (biases)
 CACHE = 2**30  # bytes of inputs, and as many of targets, that the fit of one layer keeps
@@ -39,9 +40,9 @@ class Error:
 
 
 def table(errors: Sequence[Error]) -> str:
-    """The errors as a Markdown table."""
-    lines = ['| computing layer | removed | before | after |', '|---|---:|---:|---:|']
-    return '\n'.join(lines + [f'| {e.name} | 1 | {e.before:.3f} | {e.after:.3f} |' for e in errors])
+    """Return the errors as a Markdown table."""
+    rows = [(error.name, '1', f'{error.before:.3f}', f'{error.after:.3f}') for error in errors]
+    return markdown(('computing layer', 'removed', 'before', 'after'), rows)
 
 
 def convert(

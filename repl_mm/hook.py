@@ -79,13 +79,13 @@ class RepLHook(Hook):
     def _report(self, runner, backbones) -> None:
         if self.shape is None:
             return
-        from . import cost
+        from . import config, cost
 
         for name, backbone in backbones:
             try:
-                moments = cost.optimizer_moments(runner.cfg)[0]
-                stock = cost.build(cost.stock(_node(runner.cfg.model, name)))
-                before, after = (cost.measure(b, self.shape, moments=moments) for b in (stock, backbone))
+                moments = config.optimizer_moments(runner.cfg)[0]
+                stock = config.build(config.stock_config(_node(runner.cfg.model, name)))
+                before, after = (cost.measure(b, cost.ImageInput(self.shape), moments) for b in (stock, backbone))
                 text = cost.report(before, after)
             except (RuntimeError, ValueError, KeyError) as error:  # never a reason not to train
                 text = f'no costs: {error}'

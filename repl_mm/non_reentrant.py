@@ -6,9 +6,12 @@ them ready twice and stop. The non-reentrant checkpoint saves the same memory an
 """
 
 import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .registry import HOOKS, register
 from .subclass import Specialized, specialize
 
 
@@ -29,3 +32,26 @@ def make_non_reentrant(block: nn.Module) -> None:
     if getattr(block, 'with_cp', False):
         block.with_cp = False
         specialize(block, _NonReentrant)
+
+
+def make_all_non_reentrant(model: nn.Module) -> None:
+    """Change all blocks of a model as :func:`make_non_reentrant` does.
+
+    A backbone has ``with_cp`` as its blocks have, but checkpoints nothing itself: of nested modules, the innermost one
+    is the block.
+    """
+    found = {module for module in model.modules() if getattr(module, 'with_cp', False)}
+    for module in found:
+        if found.isdisjoint(list(module.modules())[1:]):
+            make_non_reentrant(module)
+
+
+class NonReentrantHook(Hook):
+    """Makes the checkpoints of ``with_cp=True`` non-reentrant before training, also in a stock backbone."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Change the blocks of the runner's model."""
+        make_all_non_reentrant(runner.model)
+
+
+register(HOOKS, 'NonReentrantHook', NonReentrantHook)

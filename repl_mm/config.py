@@ -1,0 +1,350 @@
+"""What a config says: its backbones, their stock and RepL twins, its training input, its data.
+
+Types may be names, names with a scope or a module path, and, in pure-Python configs, classes and builder functions.
+"""
+
+import copy
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from .registry import MODELS as REPL_MODELS
+from .surgery import repl_backbones
+
+PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')  # scopes that have RepL types of their own
+WEIGHTS = ('init_cfg', 'pretrained')
+NO_PATHS = ('type', '_scope_', 'backend_args', 'file_client_args')  # keys whose values are no paths of data
+PATHS = ('ann_file', 'data_prefix', 'img_path', 'img_prefix', 'seg_map_path', 'seg_prefix', 'proposal_file')
+
+
+class ConfigError(ValueError):
+    """A config that cannot be read, or that lacks what is asked of it."""
+
+
+# ---- types ----------------------------------------------------------------------------------------------------------
+
+
+def type_name(cfg: Any) -> str:
+    """Return the bare name of a type.
+
+    Args:
+        cfg (Any): A config with a ``type``, or what may stand there: a name, with or without a scope or a module path, a
+            class, a builder function.
+
+    Returns:
+        str: For instance 'ResNet' or 'RepLResNet'; '' if there is none.
+    """
+    return _type_text(cfg).rpartition('.')[2]
+
+
+def _type_text(cfg: Any) -> str:
+    """Type with its scope or module path."""
+    kind = cfg.get('type', '') if isinstance(cfg, dict) else cfg
+    if isinstance(kind, LazyAttr | LazyObject):
+        return f'{kind.module}.{kind}'
+    if isinstance(kind, str):
+        return kind
+    name = getattr(kind, '__name__', '')
+    return f'{kind.__module__}.{name}' if name else ''
+
+
+def without_objects(node: Any) -> Any:
+    """Return a copy of a part of a config in which names stand for classes and functions: it can be written to a file."""
+    if isinstance(node, dict):
+        return type(node)({key: without_objects(value) for key, value in node.items()})
+    if isinstance(node, list | tuple):
+        return type(node)(without_objects(value) for value in node)
+    return _type_text(node) if inspect.isclass(node) or inspect.isfunction(node) else copy.deepcopy(node)
+
+
+def has_repl_type(node: dict) -> bool:
+    """Return whether the config of a module names a RepL type, registered here: mmpretrain has a RepLKNet of its own."""
+    return type_name(node) in _repl_types()
+
+
+def _repl_types() -> dict[str, Callable]:
+    """Builders of RepL backbones by name."""
+    REPL_MODELS.import_from_location()
+    return {name: found for name, found in REPL_MODELS.module_dict.items() if name.startswith('RepL')}
+
+
+# ---- backbones of a model -------------------------------------------------------------------------------------------
+
+
+def find_backbones(model: dict) -> dict[tuple, dict]:
+    """Find the backbones that RepL works on, anywhere in a model's config.
+
+    These are all RepL backbones: dicts with a key ``replace`` or with a RepL type. Without any, they are the stock
+    backbones that RepL serves, where a key speaks of a backbone: ``backbone``, ``backbone_cfg``, ``image_encoder``.
+
+    Args:
+        model (dict): ``cfg.model``.
+
+    Returns:
+        dict[tuple, dict]: The backbones' configs by their path, for instance ``('detector', 'backbone')``.
+
+    Raises:
+        ValueError: There is none.
+    """
+    nodes = list(_dicts(model))
+    found = {path: node for path, node in nodes if 'replace' in node or has_repl_type(node)}
+    if found:
+        return found
+    stock = {path: node for path, node in nodes if _speaks_of_backbone(path) and type_name(node)}
+    served = {path: node for path, node in stock.items() if f'RepL{type_name(node)}' in _repl_types()}
+    if served:
+        return served
+    if not stock:
+        raise ConfigError('the model of the config has no backbone: expected a dict with a type, as in model.backbone')
+    types = ', '.join(dict.fromkeys(repr(type_name(node)) for node in stock.values()))
+    names = ', '.join(sorted(name.removeprefix('RepL') for name in _repl_types()))
+    raise ConfigError(f'RepL does not support backbone type {types}, only {names}')
+
+
+def _speaks_of_backbone(path: tuple) -> bool:
+    key = next((key for key in reversed(path) if isinstance(key, str)), '')
+    return 'backbone' in key or key == 'image_encoder'
+
+
+def _dicts(node: Any, path: tuple = ()) -> Iterator[tuple[tuple, dict]]:
+    """All dicts in a config with their paths."""
+    if isinstance(node, dict):
+        yield path, node
+        for key, value in node.items():
+            yield from _dicts(value, (*path, key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _dicts(value, (*path, index))
+
+
+def with_backbones(model: dict, function: Callable[[dict], dict]) -> dict:
+    """Return a copy of a model's config in which each backbone of :func:`find_backbones` is what a function gives.
+
+    Args:
+        model (dict): ``cfg.model``.
+        function (Callable): Takes the config of a backbone and returns another one.
+    """
+    paths = find_backbones(model)
+    model = copy.deepcopy(model)
+    for path in paths:
+        model = _changed(model, path, function)
+    return model
+
+
+def _changed(node: Any, path: tuple, function: Callable) -> Any:
+    if not path:
+        return function(node)
+    node = list(node) if isinstance(node, tuple) else node
+    node[path[0]] = _changed(node[path[0]], path[1:], function)
+    return node
+
+
+# ---- stock and RepL -------------------------------------------------------------------------------------------------
+
+
+def stock_type(backbone: dict) -> Any:
+    """Return the stock type of a RepL backbone's config; any other type as it is.
+
+    The scope is that of the RepL type; for our own scope it is none, unless the stock backbone is ours as well.
+    """
+    if not has_repl_type(backbone):
+        return backbone['type']
+    name = type_name(backbone).removeprefix('RepL')
+    package = _package(backbone)
+    if package:
+        return f'{package}.{name}'
+    return f'repl_mm.{name}' if name in REPL_MODELS.module_dict else name
+
+
+def repl_type(backbone: dict) -> str:
+    """Return the RepL type of a stock or RepL backbone's config, in the scope of the same package."""
+    return f'{_package(backbone) or "repl_mm"}.RepL{type_name(backbone).removeprefix("RepL")}'
+
+
+def _package(backbone: dict) -> str:
+    """The mm package that a type names by its scope or by the module of its class; '' if it names none."""
+    package = _type_text(backbone).partition('.')[0]
+    return package if package in PACKAGES else ''
+
+
+def stock_config(backbone: dict) -> dict:
+    """Return the config of the stock backbone: the same keys without ``replace``, the stock type, no weights."""
+    cfg = {key: value for key, value in backbone.items() if key not in ('replace', *WEIGHTS)}
+    return dict(cfg, type=stock_type(cfg))
+
+
+def repl_config(backbone: dict, **replace: Any) -> dict:
+    """Return the config of the RepL backbone, without weights.
+
+    Args:
+        backbone (dict): Config of a stock or RepL backbone.
+        **replace: Words of ``replace`` to change; without any it is the configured or the default plan.
+    """
+    cfg = stock_config(backbone)
+    return dict(cfg, type=repl_type(cfg), replace={**(backbone.get('replace') or {}), **replace})
+
+
+# ---- building -------------------------------------------------------------------------------------------------------
+
+
+def build(cfg: dict, scope: str | None = None) -> nn.Module:
+    """Build a module from its config within a config's ``default_scope``."""
+    with DefaultScope.overwrite_default_scope(scope):
+        return MODELS.build(copy.deepcopy(dict(cfg)))
+
+
+def init_keys(cfg: dict, scope: str | None = None) -> dict[str, Any]:
+    """Return the arguments with their defaults that a config's class and its base classes take.
+
+    Args:
+        cfg (dict): Config of a stock module.
+        scope (str | None): The config's ``default_scope``. Defaults to None, mmengine's own.
+
+    Raises:
+        ValueError: The scope has no such type.
+    """
+    scope = cfg.get('_scope_', scope)
+    with DefaultScope.overwrite_default_scope(scope), MODELS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    if kind is None:
+        raise ConfigError(f'backbone type {cfg["type"]!r} is not registered in scope {scope!r}')
+    keys = {}
+    for base in reversed(kind.__mro__):
+        if '__init__' in vars(base) and base is not object:
+            keys.update((key, value.default) for key, value in inspect.signature(base.__init__).parameters.items())
+    return keys
+
+
+def params_outside(model: dict, scope: str | None = None) -> int:
+    """Count the trainable parameters of a model outside of all its backbones: neck, heads.
+
+    Args:
+        model (dict): ``cfg.model``, with stock or RepL backbones.
+        scope (str | None): The config's ``default_scope``. Defaults to None, mmengine's own.
+    """
+    built = build(with_backbones(model, repl_config), scope)
+    built.train()
+    inside = {id(p) for _, backbone in repl_backbones(built) for p in backbone.parameters()}
+    return sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) not in inside)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def optimizer_moments(cfg: Config) -> tuple[int, str]:
+    """Return the fp32 values per trainable parameter in the state of a config's optimizer, and the optimizer's name.
+
+    Returns:
+        tuple[int, str]: 1 and 'SGD with momentum', mm's default, if the config names none.
+    """
+    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
+    name = type_name(optimizer) or 'SGD'
+    if name != 'SGD':
+        return (2 if 'Adam' in name else 1), name
+    if optimizer and not optimizer.get('momentum'):
+        return 0, 'SGD without momentum'
+    return 1, 'SGD with momentum'
+
+
+def input_size(cfg: Config) -> tuple[int, int, int]:
+    """Return the size of the first training batch.
+
+    Args:
+        cfg (Config): A config whose training data is there.
+
+    Returns:
+        tuple[int, int, int]: Batch size, height and width as the backbone sees them.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        loader = dict(copy.deepcopy(cfg.train_dataloader), num_workers=0, persistent_workers=False)
+        preprocessor = MODELS.build(cfg.model.data_preprocessor)
+        batch = next(iter(Runner.build_dataloader(loader, seed=0)))
+        inputs = tree_leaves(preprocessor(batch, training=True)['inputs'])[0]  # of the first branch, if it has some
+    return inputs.shape[0], *inputs.shape[-2:]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_config(name: str) -> Config:
+    """Return the config of a file, or of ``PACKAGE::PATH`` out of an installed mm package.
+
+    Raises:
+        ConfigError: The file or the package is not there.
+    """
+    package, in_package, _ = name.partition('::')
+    try:
+        if not in_package:
+            return Config.fromfile(name)
+        if not importlib.util.find_spec(package):  # else mmengine would install it
+            raise ConfigError(f"config '{name}': {package} is not installed")
+        return get_config(name)
+    except (FileNotFoundError, ModuleNotFoundError) as error:  # of the config, of a base, or of the package of a base
+        raise ConfigError(f"config '{name}': {error}") from error
+
+
+def set_data_root(cfg: Config, folder: str) -> None:
+    """Move every path of the dataloaders and evaluators from the config's ``data_root`` to a folder, in place.
+
+    A path is below ``data_root`` if it is so by its components: data/cifar100 is not below data/cifar10. Where
+    ``data_root`` is empty, everything is: then the known keys of relative paths (:data:`PATHS`) are moved, in nodes
+    without a ``data_root`` of their own, and every other empty ``data_root``.
+
+    Args:
+        cfg (Config): The config.
+        folder (str): Where the data is.
+
+    Raises:
+        ConfigError: The config has no ``data_root``.
+    """
+    old = cfg.get('data_root')
+    if not isinstance(old, str):
+        raise ConfigError(
+            '--data-root: the config has no data_root to replace; use --cfg-options train_dataloader.dataset...'
+        )
+    for phase in ('train', 'val', 'test'):
+        for part in ('dataloader', 'evaluator'):
+            _move(cfg.get(f'{phase}_{part}') or {}, _plain(old), folder)
+    cfg.data_root = os.path.join(folder, '')
+
+
+def _plain(path: str) -> str:
+    """A path without the signs that change nothing: a leading ./ and a trailing slash."""
+    while path.startswith('./'):
+        path = path[2:].lstrip('/')
+    return '' if path == '.' else path.rstrip('/') or path
+
+
+def _move(node: dict | list, old: str, folder: str) -> None:
+    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        if key in NO_PATHS:
+            continue
+        if not old and key in PATHS and node.get('data_root') is None:
+            node[key] = _below(value, folder)
+        elif isinstance(value, dict | list):
+            _move(value, old, folder)
+        elif not old and key == 'data_root' and value is not None and not _plain(value):
+            node[key] = os.path.join(folder, '')
+        elif old and isinstance(value, str) and f'{_plain(value)}/'.startswith(f'{old}/'):
+            node[key] = os.path.join(folder, value[value.index(old) + len(old) :].lstrip('/'))
+
+
+def _below(value: Any, folder: str) -> Any:
+    """Relative paths, perhaps in a dict or a list, below a folder; what is absolute, remote or empty as it is."""
+    if isinstance(value, dict):
+        return type(value)({key: _below(item, folder) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(_below(item, folder) for item in value)
+    if not isinstance(value, str) or not value or os.path.isabs(value) or '://' in value:
+        return value
+    return os.path.join(folder, value)
