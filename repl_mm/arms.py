@@ -94,8 +94,8 @@ def read_arm(text: str, inputs: ImageInput | None = None) -> Arm:
         words = PLANS[plan] if plan in PLANS else _read_words(plan)[0]
     except ValueError as error:
         raise ValueError(
-            f'{text!r} is no arm: {error}; expected one of {", ".join(PLANS)} or KEY=VALUE[,KEY=VALUE] of replace, then '
-            f'perhaps :KEY=VALUE[,KEY=VALUE] of the backbone, {" or ".join(SWITCHES)}'
+            f'{text!r} is no arm: {error}; expected one of {", ".join(PLANS)} or KEY=VALUE[,KEY=VALUE] of replace, '
+            f'then perhaps :KEY=VALUE[,KEY=VALUE] of the backbone, {" or ".join(SWITCHES)}'
         ) from None
     model_settings = {key: settings.pop(key) for key in list(settings) if key.startswith('model.')}
     return Arm(text, words, settings, model_settings, switches, inputs or ImageInput())

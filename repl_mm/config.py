@@ -38,8 +38,8 @@ def type_name(cfg: Any) -> str:
     """Return the bare name of a type.
 
     Args:
-        cfg (Any): A config with a ``type``, or what may stand there: a name, with or without a scope or a module path, a
-            class, a builder function.
+        cfg (Any): A config with a ``type``, or what may stand there: a name, with or without a scope or a module path,
+            a class, a builder function.
 
     Returns:
         str: For instance 'ResNet' or 'RepLResNet'; '' if there is none.
@@ -59,7 +59,7 @@ def _type_text(cfg: Any) -> str:
 
 
 def without_objects(node: Any) -> Any:
-    """Return a copy of a part of a config in which names stand for classes and functions: it can be written to a file."""
+    """Return a copy of a part of a config with names in place of classes and functions: it can be written then."""
     if isinstance(node, dict):
         return type(node)({key: without_objects(value) for key, value in node.items()})
     if isinstance(node, list | tuple):
@@ -68,7 +68,7 @@ def without_objects(node: Any) -> Any:
 
 
 def has_repl_type(node: dict) -> bool:
-    """Return whether the config of a module names a RepL type, registered here: mmpretrain has a RepLKNet of its own."""
+    """Return whether the config of a module names one of our RepL types: mmpretrain has a RepLKNet of its own."""
     return type_name(node) in _repl_types()
 
 

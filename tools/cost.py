@@ -2,7 +2,7 @@
 
     python tools/cost.py configs/retinanet_r50_repl_coco.py
     python tools/cost.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --json cost.json --plot cost.png --time
-    python tools/cost.py configs/retinanet_r50_repl_coco.py --arms e2e fuse remove own full fuse:with_cp=True e2e:depth=34
+    python tools/cost.py configs/retinanet_r50_repl_coco.py --arms e2e fuse remove own full e2e:depth=34
 
 The counts need no data, no weights and no GPU. The config may have stock or RepL backbones.
 """

@@ -67,8 +67,8 @@ def table(rows: Sequence[Row], title: str = '', optimizer: str = 'SGD with momen
     header = ['arm', *(name for name, _, _ in counts), 'kept FLOPs', 'kept act.']
     first = next((row.name for row in measured if row.name == 'e2e'), measured[0].name)
     caption = (
-        f'The backbone alone, {measured[0].cost.inputs}; second number: relative to {first}. FLOPs: forward + backward, '
-        f'multiply-add = 2. Activations: bytes saved for backward. Optimizer state: {optimizer}. '
+        f'The backbone alone, {measured[0].cost.inputs}; second number: relative to {first}. FLOPs: forward + '
+        f'backward, multiply-add = 2. Activations: bytes saved for backward. Optimizer state: {optimizer}. '
         'Kept: share of the saving that removing the same blocks gives.'
     )
     synthesis = [f'{row.name} {row.synthesis_flops / row.cost.flops:.2%}' for row in measured if row.synthesis_flops]
