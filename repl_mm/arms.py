@@ -88,7 +88,7 @@ def read_arm(text: str, inputs: ImageInput | None = None) -> Arm:
     Raises:
         ValueError: It names none.
     """
-    plan, *rest = re.split(rf':(?=[\w.]*(?:=|$)|{_SWITCH})', text, maxsplit=1)
+    plan, *rest = _cut(text)
     try:
         settings, switches = _read_words(rest[0], SWITCHES) if rest else ({}, ())
         words = PLANS[plan] if plan in PLANS else _read_words(plan)[0]
@@ -99,6 +99,16 @@ def read_arm(text: str, inputs: ImageInput | None = None) -> Arm:
         ) from None
     model_settings = {key: settings.pop(key) for key in list(settings) if key.startswith('model.')}
     return Arm(text, words, settings, model_settings, switches, inputs or ImageInput())
+
+
+def _cut(text: str) -> list[str]:
+    """A text in two parts at its first colon, if there is one outside of brackets."""
+    depth = 0
+    for index, sign in enumerate(text):
+        depth += (sign in '([{') - (sign in ')]}')
+        if sign == ':' and not depth:
+            return [text[:index], text[index + 1 :]]
+    return [text]
 
 
 def _read_words(text: str, switches: tuple[str, ...] = ()) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -112,6 +122,8 @@ def _read_words(text: str, switches: tuple[str, ...] = ()) -> tuple[dict[str, An
         if word in switches:
             switched.append(word)
             continue
+        if key in switches:
+            raise ValueError(f'{word!r}: {key} is a switch and has no value')
         if not (key and equals and value):
             raise ValueError(f'{word!r} is not KEY=VALUE')
         try:

@@ -607,7 +607,7 @@ def test_with_cp_gives_the_same_gradients_for_less_memory(replace):
         found += [p.grad for p in net.parameters()]
     assert all(grad is not None for grad in plain)
     torch.testing.assert_close(checkpointed, plain)
-    costs = [cost.measure(net, (32, 32), 4) for net in nets]
+    costs = [cost.measure(net, cost.ImageInput((32, 32), 4)) for net in nets]
     assert costs[1].activation_bytes < 0.5 * costs[0].activation_bytes and costs[1].flops > costs[0].flops
 
 

@@ -6,21 +6,20 @@ import math
 import os
 import re
 import time
-from pathlib import Path
 
 import compare
 import cv2
 import pytest
 from mmengine.config import Config
 
-ROOT = Path(__file__).parents[1]
-
+from repl_mm import comparison
+from repl_mm.comparison import runs
 
 # ---- statistics ----
 
 
 def test_summary_by_hand():
-    rows = compare.summarize(
+    rows = comparison.summarize(
         dict(
             e2e={0: 0.50, 1: 0.60, 2: 0.70},
             fuse={0: 0.55, 1: 0.60, 2: 0.80},
@@ -44,89 +43,23 @@ def test_summary_by_hand():
 
 
 def test_summary_of_single_runs_and_without_reference():
-    rows = compare.summarize(dict(fuse={0: 0.5}, own={0: 0.4}))
+    rows = comparison.summarize(dict(fuse={0: 0.5}, own={0: 0.4}))
     expected = dict(n=1, std=None, differences={})
     assert rows == dict(fuse=dict(expected, mean=0.5), own=dict(expected, mean=0.4))
-    assert compare.summarize(dict(fuse={0: 0.5}, remove={1: 0.4}))['fuse']['differences'] == {}  # no seed in common
+    assert comparison.summarize(dict(fuse={0: 0.5}, remove={1: 0.4}))['fuse']['differences'] == {}  # no seed in common
 
 
 def test_metric_is_the_first_known_one_or_the_wanted():
-    assert compare.choose_metric({'coco/bbox_mAP_50', 'coco/bbox_mAP'}) == 'coco/bbox_mAP'
-    assert compare.choose_metric({'aAcc', 'mIoU'}) == 'mIoU'
-    assert compare.choose_metric({'aAcc', 'mIoU'}, 'aAcc') == 'aAcc'
+    assert comparison.choose_metric({'coco/bbox_mAP_50', 'coco/bbox_mAP'}) == 'coco/bbox_mAP'
+    assert comparison.choose_metric({'aAcc', 'mIoU'}) == 'mIoU'
+    assert comparison.choose_metric({'aAcc', 'mIoU'}, 'aAcc') == 'aAcc'
     with pytest.raises(ValueError, match="--metric 'mAcc' is not reported by all runs, valid: aAcc, mIoU"):
-        compare.choose_metric({'aAcc', 'mIoU'}, 'mAcc')
+        comparison.choose_metric({'aAcc', 'mIoU'}, 'mAcc')
     with pytest.raises(ValueError, match="'coco/bbox_mAP or mIoU or accuracy/top1' is not reported .*valid: none"):
-        compare.choose_metric(set())
+        comparison.choose_metric(set())
 
 
-# ---- the arms ----
-
-
-def test_arms_differ_in_the_backbones_words_only():
-    cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_r34_repl_bccd.py')
-    assert cfg.model.backbone.type == 'RepLResNet'
-    words = {mode: dict(mode=mode) for mode in ('fuse', 'remove', 'share', 'own')}
-    words.update(e2e=None, full=dict(mode='fuse', operator='full'), detach=dict(mode='fuse', detach=True))
-    assert set(words) == set(compare.ARMS)
-    for arm in compare.ARMS:
-        other = compare.arm_config(cfg, arm).to_dict()
-        backbone = other['model']['backbone']
-        assert backbone.pop('type') == ('ResNet' if arm == 'e2e' else 'RepLResNet')
-        replace = backbone.pop('replace', None)
-        assert replace == words[arm]
-        same = cfg.to_dict()
-        for key in ('type', 'replace'):
-            del same['model']['backbone'][key]
-        assert other == same
-    assert cfg.model.backbone.replace == {}
-
-
-def test_the_configured_plan_is_kept_in_every_arm():
-    backbone = dict(type='repl_mm.RepLResNet', depth=18, replace=dict(slots=[(3, 1)], operator='narrow'))
-    cfg = Config(dict(model=dict(type='A', backbone=backbone)))
-    assert compare.arm_config(cfg, 'own').model.backbone.replace == dict(slots=[(3, 1)], operator='narrow', mode='own')
-    assert compare.arm_config(cfg, 'full').model.backbone.replace['operator'] == 'full'
-    assert compare.arm_config(cfg, 'e2e').model.backbone == dict(type='ResNet', depth=18)
-    with pytest.raises(ValueError, match="model.backbone.type='ResNet' is no RepL backbone"):
-        compare.arm_config(Config(dict(model=dict(backbone=dict(type='ResNet', depth=18)))), 'fuse')
-
-
-@pytest.mark.parametrize(
-    'arm, replace, settings, folder',
-    [
-        ('e2e', None, {}, 'e2e'),
-        ('e2e:depth=20', None, dict(depth=20), 'e2e+depth=20'),
-        ('fuse:with_cp=True', dict(mode='fuse'), dict(with_cp=True), 'fuse+with_cp=True'),
-        (
-            'operator=narrow,ratio=0.25:drop_path_rate=0.1,norm_cfg={"type":"BN"}',
-            dict(operator='narrow', ratio=0.25),
-            dict(drop_path_rate=0.1, norm_cfg=dict(type='BN')),
-            'operator=narrow,ratio=0.25+drop_path_rate=0.1,norm_cfg=++type+++BN++',
-        ),
-        (
-            "slots=[(1,1),(2,1)],fusion={'type':'lowrank','rank':2}",
-            dict(slots=[(1, 1), (2, 1)], fusion=dict(type='lowrank', rank=2)),
-            {},
-            'slots=++1,1+,+2,1++,fusion=++type+++lowrank+,+rank++2+',
-        ),
-    ],
-)
-def test_an_arm_has_words_of_the_plan_and_of_the_backbone(arm, replace, settings, folder):
-    assert compare.read_arm(arm) == (replace, settings)
-    assert compare.folder_name(arm) == folder
-    cfg = Config(dict(model=dict(backbone=dict(type='RepLResNet', depth=32, replace=dict(every=3)))))
-    backbone = compare.arm_config(cfg, arm).model.backbone
-    if replace is None:
-        assert backbone == dict(dict(type='ResNet', depth=32), **settings)
-    else:
-        assert backbone == dict(type='RepLResNet', depth=32, replace=dict(every=3, **replace)) | settings
-
-
-def test_an_arm_may_have_words_of_the_model():
-    cfg = Config(dict(model=dict(backbone=dict(type='RepLCifarResNet', depth=32), in_channels=64)))
-    model = compare.arm_config(cfg, 'e2e:base_channels=12,model.in_channels=48').model
-    assert model == dict(backbone=dict(type='repl_mm.CifarResNet', depth=32, base_channels=12), in_channels=48)
+# ---- what is asked for ----
 
 
 @pytest.mark.parametrize(
@@ -153,17 +86,17 @@ def test_configs_of_one_name_are_refused(capsys):
 
 def test_options_may_name_the_arm_and_the_config():
     cfg, options = Config(dict(load_from=None)), dict(load_from='w/{config}/{arm}.pth', seeds=[1])
-    changed = compare.with_options(cfg, options, config='c', arm='fuse+depth=20')
+    changed = comparison.with_options(cfg, options, config='c', arm='fuse+depth=20')
     assert changed.load_from == 'w/c/fuse+depth=20.pth' and changed.seeds == [1]
     assert cfg.load_from is None and options['load_from'] == 'w/{config}/{arm}.pth'
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     path = tmp_path / 'out' / 'config.py'
-    compare.write_config(Config(dict(lr=1)), path)
-    compare.write_config(Config(dict(lr=1)), path)
+    comparison.write_config(Config(dict(lr=1)), path)
+    comparison.write_config(Config(dict(lr=1)), path)
     with pytest.raises(ValueError, match='holds a run with other settings: choose another folder, or remove it'):
-        compare.write_config(Config(dict(lr=2)), path)
+        comparison.write_config(Config(dict(lr=2)), path)
 
 
 # ---- running ----
@@ -185,13 +118,15 @@ lines.append({'repl/backbone.layer1.1/gain': 1.0, 'step': 2})
 print('threads', os.environ['OMP_NUM_THREADS'], 'cores', sorted(os.sched_getaffinity(0)), 'eta: 1 day, 0:01:40')
 sys.exit(seed == 13 or (seed == 7 and first))
 """
+# as with val_interval beyond the end, or a detector that finds nothing
+WITHOUT_VALIDATION = TRAIN.replace("lines.append({'coco", "seed == 2 or lines.append({'coco")
 
 
 def test_runs_are_scheduled_skipped_and_continued(tmp_path, capsys):
     train = tmp_path / 'train.py'
     train.write_text(TRAIN)
     tasks = [(tmp_path / 'config.py', tmp_path / 'c' / 'fuse' / f'seed_{seed}', seed) for seed in (1, 2, 7, 13)]
-    failed = compare.run_all(tasks, jobs=2, train=train, poll=0.05)
+    failed = comparison.run_all(tasks, jobs=2, train=train, poll=0.05)
     assert [path.name for path in sorted(failed)] == ['seed_13', 'seed_7']
     printed = capsys.readouterr().out
     assert 'seed_7: failed with exit code 1, see train.log there; its last line: threads' in printed
@@ -200,13 +135,38 @@ def test_runs_are_scheduled_skipped_and_continued(tmp_path, capsys):
     assert result['step_time'] == pytest.approx(0.15)  # of 0.1 and 0.2; the validation's 9.0 is not a step
 
     before = (tasks[0][1] / 'train.log').read_text()
-    assert [path.name for path in compare.run_all(tasks, jobs=1, train=train, poll=0.05)] == ['seed_13']
+    assert [path.name for path in comparison.run_all(tasks, jobs=1, train=train, poll=0.05)] == ['seed_13']
     assert (tasks[0][1] / 'train.log').read_text() == before
     assert '2/4 runs done, running c/fuse/seed_7, ETA ' in capsys.readouterr().out
     continued = json.loads((tasks[2][1] / 'result.json').read_text())
     assert continued['metrics'] == {'coco/bbox_mAP': pytest.approx(0.57)}  # the last one
     assert continued['step_time'] == pytest.approx(0.25)  # of 0.1 .. 0.4
-    assert compare.logged_eta(tasks[0][1] / 'train.log') == 86400 + 100
+    assert runs.logged_eta(tasks[0][1] / 'train.log') == 86400 + 100
+
+
+def test_a_run_without_validation_ends_no_others(tmp_path, capsys):
+    train = tmp_path / 'train.py'
+    train.write_text(WITHOUT_VALIDATION)
+    folders = {arm: tmp_path / arm for arm in ('e2e', 'fuse')}
+    tasks = [(tmp_path / 'c.py', folder / f'seed_{s}', s) for s in (1, 2, 3) for folder in folders.values()]
+    failed = comparison.run_all(tasks, jobs=2, train=train, poll=0.05)
+    assert sorted(failed) == [tmp_path / 'e2e' / 'seed_2', tmp_path / 'fuse' / 'seed_2']
+    assert 'fuse/seed_2: ended without a result: ' in capsys.readouterr().out
+    found = comparison.collect(folders, [1, 2, 3])
+    assert found['metric'] == 'coco/bbox_mAP'
+    assert {arm: row['scores'] for arm, row in found['arms'].items()} == dict.fromkeys(folders, {1: 0.01, 3: 0.03})
+
+
+def test_runs_need_no_binding_to_cores(tmp_path, monkeypatch):
+    """Windows and macOS have none."""
+    monkeypatch.delattr(os, 'sched_setaffinity')
+    monkeypatch.delattr(os, 'sched_getaffinity')
+    train = tmp_path / 'train.py'
+    train.write_text('import os; print("threads", os.environ["OMP_NUM_THREADS"])')
+    for slot in range(2):
+        runs.start('c.py', tmp_path / str(slot), 0, train, 2, slot).wait()
+        threads = len(range(os.cpu_count())[slot % os.cpu_count() :: 2])
+        assert (tmp_path / str(slot) / 'train.log').read_text() == f'threads {threads}\n'
 
 
 def test_runs_at_the_same_time_have_cores_of_their_own(tmp_path):
@@ -214,7 +174,7 @@ def test_runs_at_the_same_time_have_cores_of_their_own(tmp_path):
     train.write_text(TRAIN)
     mine = os.sched_getaffinity(0)
     jobs = max(2, len(mine))
-    compare.run_all([('c.py', tmp_path / str(seed), seed) for seed in range(jobs)], jobs, train, poll=0.05)
+    comparison.run_all([('c.py', tmp_path / str(seed), seed) for seed in range(jobs)], jobs, train, poll=0.05)
     logs = [(tmp_path / str(seed) / 'train.log').read_text() for seed in range(jobs)]
     used = [ast.literal_eval(re.search(r'cores (\[.*\])', log)[1]) for log in logs]
     assert all(len(cores) == 1 for cores in used) and set(sum(used, [])) == mine == os.sched_getaffinity(0)
@@ -229,8 +189,8 @@ def test_stopping_the_comparison_stops_its_runs(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(compare, 'progress', interrupt)
-        compare.run_all([(tmp_path / 'config.py', tmp_path / 'run', 0)], jobs=1, train=train)
+        patch.setattr(runs, 'progress', interrupt)
+        comparison.run_all([(tmp_path / 'config.py', tmp_path / 'run', 0)], jobs=1, train=train)
     time.sleep(4)
     assert not (tmp_path / 'run' / 'survived').exists()
 
@@ -239,22 +199,23 @@ def test_table_and_picture(tmp_path):
     cost = dict(params=4_000_000, flops=2e9, activation_bytes=3 * 2**20)
     half = dict(params=1_000_000, flops=1e9, activation_bytes=1.5 * 2**20)
     scores = dict(e2e={0: 0.5, 1: 0.6}, fuse={0: 0.5, 1: 0.7}, remove={1: 0.6})
-    arms = compare.summarize(scores)
+    arms = comparison.summarize(scores)
     for arm, row in arms.items():
         row.update(scores=scores[arm], cost=cost if arm == 'e2e' else half, step_time=2.0 if arm == 'e2e' else 1.5)
     result = dict(config='c.py', metric='mIoU', seeds=[0, 1], jobs=1, batch=4, shape=[32, 64], arms=arms)
-    title, _, *lines = compare.table(result).splitlines()
+    title, _, *lines = comparison.table(result).splitlines()
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[:5]]
     assert title == '## c.py'
-    assert lines[0].startswith('| arm | n | mIoU | difference to e2e | difference to remove | trained params |')
-    assert lines[2].startswith('| e2e | 2 | 0.5500 ± 0.071 |  | +0 | 4.00 M (1.00) | 2.0 G (1.00) | 3.0 MiB (1.00) |')
+    assert cells[0][:6] == ['arm', 'n', 'mIoU', 'difference to e2e', 'difference to remove', 'trained params']
+    assert cells[2][:8] == ['e2e', '2', '0.5500 ± 0.071', '', '+0', '4.00 M (1.00)', '2.0 G (1.00)', '3.0 MiB (1.00)']
     # differences 0, 0.1: mean 0.05, deviation 0.0707, t(0.975, 1) = 12.706, half width 0.635
-    assert lines[3].startswith(
-        '| fuse | 2 | 0.6000 ± 0.14 | +0.05 [-0.585, +0.685] | +0.1 | 1.00 M (0.25) | 1.0 G (0.50) |'
-    )
+    difference = '+0.05 [-0.585, +0.685]'
+    assert cells[3][:7] == ['fuse', '2', '0.6000 ± 0.14', difference, '+0.1', '1.00 M (0.25)', '1.0 G (0.50)']
     assert lines[3].endswith('1.5 s (0.75) |')
     assert '4x3x32x64' in lines[-1]
-    assert lines[4].startswith('| remove | 1 | 0.6000 | +0 |  | 1.00 M')
+    assert cells[4][:6] == ['remove', '1', '0.6000', '+0', '', '1.00 M (0.25)']
+    assert len({len(line) for line in lines[:5]}) == 1  # the columns are aligned
     for num in (1, 2):  # a row of panels for each
-        compare.plot({str(i): result for i in range(num)}, tmp_path / f'plot_{num}.png')
+        comparison.plot({str(i): result for i in range(num)}, tmp_path / f'plot_{num}.png')
     one, two = (cv2.imread(str(tmp_path / f'plot_{num}.png')) for num in (1, 2))
     assert one.std() > 5 and two.shape == (2 * one.shape[0], *one.shape[1:])

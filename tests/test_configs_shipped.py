@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import compare
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from repl_mm import cost, plan_of
+from repl_mm import arms, plan_of
+from repl_mm.config import build
 from repl_mm.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -157,17 +157,17 @@ def test_costs_and_comparisons_find_the_stock_backbone(name):
     """What tools/cost.py and tools/compare.py set beside RepL is the stock backbone of the same package."""
     pytest.importorskip('mmdet')
     cfg = shrunk(name)
-    arms = {arm.name: arm for arm in cost.arms_of(cfg.model.backbone, 'mmdet', frozen_stages=())}
-    built = [cost.build_arm(arms[key], 'mmdet') for key in ('E2E', 'RepL', 'remove')]
+    built = [arms.build_backbones(arms.read_arm(arm), cfg)[0] for arm in ('e2e', 'fuse', 'remove')]
     built += [
-        cost.build(compare.arm_config(cfg, arm).model.backbone, 'mmdet') for arm in ('e2e', 'fuse', 'remove', 'full')
+        build(arms.arm_config(arms.read_arm(arm), cfg).model.backbone, 'mmdet')
+        for arm in ('e2e', 'fuse', 'remove', 'full')
     ]
     assert {type(backbone).__module__ for backbone in built} == {
         'mmseg.models.backbones.vit' if name in WITH_VIT else 'mmdet.models.backbones.swin'
     }
     assert [plan_of(backbone) is None for backbone in built] == [True, False, False, True, False, False, False]
     assert len({plan_of(backbone).slots for backbone in built if plan_of(backbone)}) == 1
-    assert 'E2E with_cp' in arms
+    assert 'e2e:with_cp=True' in [arm.name for arm in arms.default_arms(cfg)]
 
 
 # ---- Cityscapes ----

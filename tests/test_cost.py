@@ -3,20 +3,27 @@
 import copy
 import importlib.util
 import json
+import random
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import repl_mm
-from repl_mm import cost
+from repl_mm import config, cost
+from repl_mm.arms import default_arms, read_arm
+from repl_mm.classification import CifarResNet
 
 mmdet_models = pytest.importorskip('mmdet.models')
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +63,7 @@ class Tiny(nn.Module):
 
 
 def tiny_cost(**kwargs):
-    return cost.measure(Tiny(**kwargs), (8, 8), 2)
+    return cost.measure(Tiny(**kwargs), cost.ImageInput((8, 8), 2))
 
 
 def test_hand_calculation():
@@ -97,14 +104,14 @@ def test_reentrant_checkpoint_of_an_input_without_gradient_trains_nothing():
 
 
 def test_moments():
-    assert cost.measure(Tiny(), (8, 8), moments=2).optimizer_bytes == 2 * 4 * 224
+    assert cost.measure(Tiny(), cost.ImageInput((8, 8)), moments=2).optimizer_bytes == 2 * 4 * 224
 
 
 @pytest.mark.parametrize('groups', [1, 2, 4])
 def test_grouped_convolution_backward(groups):
     """Forward, gradient of the input and of the weight cost the same, whatever the groups."""
     net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=groups))
-    got = cost.measure(net, (8, 8), 1)
+    got = cost.measure(net, cost.ImageInput((8, 8), 1))
     first, second = 2 * 64 * 8 * 3, 2 * 64 * 8 * (8 // groups) * 9
     assert got.forward_flops == first + second
     assert got.flops == 2 * first + 3 * second
@@ -112,7 +119,7 @@ def test_grouped_convolution_backward(groups):
 
 def test_transposed_convolution():
     net = nn.ConvTranspose2d(3, 5, 2, stride=2)
-    assert cost.measure(net, (8, 8), 1).flops == 2 * (2 * 64 * 3 * 5 * 4)
+    assert cost.measure(net, cost.ImageInput((8, 8), 1)).flops == 2 * (2 * 64 * 3 * 5 * 4)
 
 
 def test_attention_is_counted():
@@ -121,19 +128,19 @@ def test_attention_is_counted():
             x = x.flatten(2)  # three heads of 8 tokens with 8 numbers
             return F.scaled_dot_product_attention(*[x.view(1, 3, 8, 8)] * 3)
 
-    assert cost.measure(Attention(), (8, 8), 1).flops == 2 * (2 * 3 * 8 * 8 * 8)
+    assert cost.measure(Attention(), cost.ImageInput((8, 8), 1)).flops == 2 * (2 * 3 * 8 * 8 * 8)
 
 
 def test_shared_parameters_count_once():
     layer = nn.Conv2d(3, 3, 1)
-    assert cost.measure(nn.Sequential(layer, layer), (4, 4)).params == 12
+    assert cost.measure(nn.Sequential(layer, layer), cost.ImageInput((4, 4))).params == 12
 
 
 def test_backbone_is_left_alone():
     net = Tiny(norm_eval=False)
     net.eval()
     before = copy.deepcopy(net.state_dict())
-    cost.measure(net, (8, 8))
+    cost.measure(net, cost.ImageInput((8, 8)))
     assert not net.training and all(p.grad is None for p in net.parameters())
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
@@ -144,7 +151,7 @@ def test_equals_a_real_run(replace):
     net = mmdet_models.ResNet(depth=50, base_channels=8, norm_eval=True, frozen_stages=1)
     if replace is not None:
         repl_mm.apply_repl(net, every=2, **replace)
-    got = cost.measure(net, (64, 96), 1)
+    got = cost.measure(net, cost.ImageInput((64, 96), 1))
     net.train()
     image = torch.rand(1, 3, 64, 96)
     given = {t.untyped_storage().data_ptr() for t in [image, *net.parameters(), *net.buffers()]}
@@ -214,74 +221,107 @@ def test_mode_remove_is_the_limit(reference):
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
-def test_arms():
-    backbone = dict(type='RepLResNet', depth=18, replace=dict(every=2), frozen_stages=0, init_cfg=dict(type='X'))
-    arms = cost.arms_of(backbone, 'mmdet', operators=['narrow'], frozen_stages=[0, 1])
-    assert [arm.name for arm in arms if arm.group == 'as configured'] == [
-        'E2E',
-        'RepL',
+def model_with(**backbone):
+    return Config(dict(default_scope='mmdet', model=dict(type='RetinaNet', backbone=backbone)))
+
+
+def counted(cfg, arms, **kwargs):
+    return [cost.count(arm, cfg, **kwargs) for arm in arms]
+
+
+def test_arms_are_counted_beside_each_other():
+    cfg = model_with(type='RepLResNet', depth=18, replace=dict(every=2), frozen_stages=0, init_cfg=dict(type='X'))
+    arms = default_arms(cfg, cost.ImageInput((32, 32), 1)) + [read_arm('full', cost.ImageInput((32, 32), 1))]
+    assert [arm.name for arm in arms] == [
+        'e2e',
+        'fuse',
         'remove',
-        'RepL narrow',
-        'E2E with_cp',
-        'E2E with_cp non-reentrant',
-        'RepL with_cp',
-        'E2E efficient_conv_bn_eval',
-        'RepL efficient_conv_bn_eval',
+        'e2e:with_cp=True',
+        'e2e:with_cp=True,non_reentrant',
+        'fuse:with_cp=True',
+        'e2e:efficient_conv_bn_eval',
+        'fuse:efficient_conv_bn_eval',
+        'full',
     ]
-    assert [arm.group for arm in arms[9:]] == ['frozen_stages=1'] * 3
-    assert arms[0].cfg == dict(type='ResNet', depth=18, frozen_stages=0)
-    assert arms[1].cfg['replace'] == dict(every=2, mode='fuse')
-    assert arms[2].cfg['replace'] == dict(every=2, mode='remove')
-    rows = [cost.count(arm, 'mmdet', (32, 32), 1, rest=1000) for arm in arms]
+    rows = counted(cfg, arms, rest=1000)
     assert [row.name for row in rows] == [arm.name for arm in arms]
     assert rows[0].model_params == 1000 + rows[0].cost.params
-    result = {row['name']: row for row in cost.relative(rows, 'as configured')}
+    result = {row['name']: row for row in cost.relative(rows)}
     assert result['remove']['kept'] == dict(flops=1, activation_bytes=1)
-    assert result['RepL']['relative']['params'] == rows[1].cost.params / rows[0].cost.params
+    assert result['fuse']['relative']['params'] == rows[1].cost.params / rows[0].cost.params
+    assert result['e2e:with_cp=True']['relative']['params'] == 1
     text = cost.table(rows)
-    assert all(name in text for name in result) and 'relative to E2E' in text
+    assert all(name in text for name in result) and 'relative to e2e' in text
 
 
-@pytest.mark.parametrize(
-    'backbone',
-    [
-        dict(type='RepLVisionTransformer', _scope_='mmseg'),
-        dict(type='RepLCifarResNet', depth=20),
-        dict(type='RepLResNet', _scope_='mmdet', depth=18, norm_cfg=dict(type='GN', num_groups=8)),
-    ],
-)
-def test_without_batch_norm_settings_no_arm_switches_them(backbone):
-    assert not [arm.name for arm in cost.arms_of(backbone, 'repl_mm') if 'bn_eval' in arm.name]
-
-
-@pytest.mark.parametrize('name', ['E2E', 'RepL'])
+@pytest.mark.parametrize('name', ['e2e', 'fuse'])
 def test_efficient_conv_bn_eval(name):
     """mm's fused evaluation-mode convolution and BN keeps no input of the BN, in the kept blocks of RepL as well."""
-    arms = cost.arms_of(dict(type='RepLResNet', depth=50, norm_eval=True, frozen_stages=1), 'mmdet', frozen_stages=[])
-    arms = [arm for arm in arms if arm.name in (name, f'{name} efficient_conv_bn_eval')]
-    plain, efficient = (cost.count(arm, 'mmdet') for arm in arms)
-    assert not efficient.note
+    cfg = model_with(type='RepLResNet', depth=50, norm_eval=True, frozen_stages=1)
+    plain, efficient = counted(cfg, map(read_arm, [name, f'{name}:efficient_conv_bn_eval']))
     assert efficient.cost.activation_bytes < 0.7 * plain.cost.activation_bytes
     assert (efficient.cost.params, efficient.cost.flops) == (plain.cost.params, plain.cost.flops)
 
 
-def test_find_backbone():
-    backbone = dict(type='RepLResNet', depth=18)
-    assert cost.find_backbone(dict(detector=dict(backbone=backbone))) == (('detector', 'backbone'), backbone)
-    assert cost.find_backbone(dict(backbone=dict(type='ResNet'), teacher=dict(net=backbone)))[0] == ('teacher', 'net')
-    assert cost.find_backbone(dict(backbone=dict(type='ResNet'), neck=dict(type='FPN')))[0] == ('backbone',)
-    with pytest.raises(ValueError, match='found: none'):
-        cost.find_backbone(dict(neck=dict(type='FPN')))
-    with pytest.raises(ValueError, match=r'found: model\.a, model\.b\.0'):
-        cost.find_backbone(dict(a=backbone, b=[backbone]))
+def test_several_backbones_cost_their_sum():
+    one = dict(type='RepLResNet', depth=18, base_channels=8)
+    two = dict(one, depth=34, replace=dict(every=3))
+    small, large = (
+        cost.count(read_arm('fuse', cost.ImageInput((32, 32))), model_with(**settings)).cost for settings in (one, two)
+    )
+    cfg = Config(dict(default_scope='mmdet', model=dict(type='A', backbone=[one, two])))
+    both = cost.count(read_arm('fuse', cost.ImageInput((32, 32))), cfg).cost
+    assert both == small + large and both.params == small.params + large.params and both.inputs == small.inputs
+
+
+def test_an_arm_that_is_not_possible():
+    cfg = model_with(type='RepLResNet', depth=18)
+    arm = read_arm('fuse:no_such=1', cost.ImageInput((32, 32)))
+    with pytest.raises(ValueError, match="arm 'fuse:no_such=1': .*no_such"):
+        cost.count(arm, cfg)
+    row = cost.count(arm, cfg, optional=True)
+    assert row.cost is None and 'no_such' in row.note and '\n' not in row.note
+    assert 'see note' in cost.table([cost.count(read_arm('e2e', arm.inputs), cfg), row])
+
+
+def random_states():
+    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+
+
+def test_counting_draws_no_random_numbers():
+    cfg = model_with(type='RepLResNet', depth=18, base_channels=8)
+    before = random_states()
+    rows = counted(cfg, [read_arm(name, cost.ImageInput((32, 32))) for name in ('e2e', 'full')])
+    cost.table(rows)
+    assert random_states() == before
+    with cost.no_random_change():
+        torch.rand(1), np.random.rand(1), random.random()
+        assert all(now != old for now, old in zip(random_states(), before, strict=True))
+    assert random_states() == before
+
+
+def test_nested_outputs_are_counted_and_timed():
+    """mm's classification transformers put out tuples in a tuple."""
+
+    @MODELS.register_module(force=True)
+    class NestedCifarResNet(CifarResNet):
+        def forward(self, x):
+            return tuple((out, [out.mean()]) for out in super().forward(x))
+
+    backbone = dict(type='NestedCifarResNet', depth=20)
+    cfg = Config(dict(model=dict(type='A', backbone=dict(backbone, replace={}, type='RepLCifarResNet'))))
+    plain = cost.count(read_arm('e2e', cost.ImageInput((16, 16))), cfg).cost
+    nested = MODELS.build(backbone)
+    assert cost.measure(nested, plain.inputs).params == plain.params
+    assert cost.measure(nested, plain.inputs).forward_flops == plain.forward_flops
+    cfg.model.backbone = dict(backbone, replace={})  # `replace` says that it is to be looked at
+    (timed,) = cost.time_arms([read_arm('e2e', plain.inputs)], cfg, 1, torch.device('cpu'))
+    assert timed['ratios'] == [1] and timed['seconds'][0] > 0
 
 
 def test_whole_model_and_optimizer():
-    from mmengine.config import Config
-    from mmengine.hub import get_config
-
     cfg = get_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-    outside = cost.params_outside(cfg.model, ('backbone',), 'mmdet')
+    outside = config.params_outside(cfg.model, 'mmdet')
     # FPN: three 1x1 to 256, three 3x3 laterals, two 3x3 extra levels; head: 2 x 4 convolutions, 9 anchors x 80 and x 4
     fpn = (512 + 1024 + 2048 + 3) * 256 + 3 * (9 * 256 * 256 + 256) + (9 * 2048 * 256 + 256) + (9 * 256 * 256 + 256)
     head = 8 * (9 * 256 * 256 + 256) + (9 * 256 + 1) * 9 * (80 + 4)
@@ -294,10 +334,10 @@ def test_whole_model_and_optimizer():
 
 
 def test_report():
-    before = cost.Cost(2_000_000, 2_500_000, 4 * 10**9, 10**9, 3 * 2**20, 8 * 10**6, (800, 1344), 2)
-    after = cost.Cost(1_500_000, 2_000_000, 3 * 10**9, 10**9, 2**20, 6 * 10**6, (800, 1344), 2)
-    lines = [line.split() for line in cost.report(before, after).splitlines()]
-    assert ['before', 'after', 'gap', 'remain'] in lines
+    before = cost.Cost(2_000_000, 2_500_000, 4 * 10**9, 10**9, 3 * 2**20, 8 * 10**6, cost.ImageInput())
+    after = cost.Cost(1_500_000, 2_000_000, 3 * 10**9, 10**9, 2**20, 6 * 10**6, cost.ImageInput())
+    title, *lines = [line.replace('|', ' ').split() for line in cost.report(before, after).splitlines()]
+    assert title == ['Cost', 'of', 'the', 'backbone,', '800x1344,', 'batch', '2', 'before', 'after', 'gap', 'remain']
     assert ['trainable', 'parameters', '2.00', 'M', '1.50', 'M', '-500.00', 'k', '75.0%'] in lines
     assert ['train', 'FLOPs', '4.00', 'G', '3.00', 'G', '-1.00', 'G', '75.0%'] in lines
     assert ['activation', 'bytes', '3.0', 'MiB', '1.0', 'MiB', '-2.0', 'MiB', '33.3%'] in lines
@@ -305,16 +345,14 @@ def test_report():
 
 def test_errors():
     with pytest.raises(ValueError, match=r'shape=\(0, 8\) is no image size'):
-        cost.measure(Tiny(), (0, 8))
+        cost.measure(Tiny(), cost.ImageInput((0, 8)))
     with pytest.raises(ValueError, match='batch=0 is no number of images'):
-        cost.measure(Tiny(), (8, 8), 0)
-    with pytest.raises(ValueError, match="does not support backbone type 'CSPDarknet', only .*ResNet"):
-        cost.arms_of(dict(type='CSPDarknet'), 'mmdet')
-    with pytest.raises(ValueError, match="'NoSuchNet' is not registered in scope 'mmdet'"):
-        cost.arms_of(dict(type='NoSuchNet'), 'mmdet')
+        cost.measure(Tiny(), cost.ImageInput((8, 8), 0))
     dcn = dict(type='DCN', deform_groups=1, fallback_on_stride=False)
     with pytest.raises(RuntimeError, match='ResNet cannot be counted on fake tensors'):
-        cost.measure(mmdet_models.ResNet(depth=50, dcn=dcn, stage_with_dcn=(False, True, True, True)), (64, 64))
+        cost.measure(
+            mmdet_models.ResNet(depth=50, dcn=dcn, stage_with_dcn=(False, True, True, True)), cost.ImageInput((64, 64))
+        )
 
 
 # --- the tool --------------------------------------------------------------------------------------------------------
@@ -334,7 +372,7 @@ R18 = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 def test_tool(tool, tmp_path, capsys):
     out, picture = tmp_path / 'cost.json', tmp_path / 'cost.png'
     tool(
-        *[R18, '--shape', 64, 64, '--batch', 2, '--frozen-stages', '--modes', 'fuse', 'remove', 'own'],
+        *[R18, '--shape', 64, 64, '--batch', 2, '--arms', 'e2e', 'fuse', 'remove', 'own'],
         *['--json', out, '--plot', picture, '--time', 2],
         *['--cfg-options', 'model.backbone.norm_eval=False'],
     )
@@ -342,12 +380,12 @@ def test_tool(tool, tmp_path, capsys):
     assert 'kept FLOPs' in text and 'Steps on ' in text
     assert picture.read_bytes().startswith(b'\x89PNG')
     result = json.loads(out.read_text())
-    assert [row['name'] for row in result['rows'][:4]] == ['E2E', 'RepL', 'remove', 'own']
+    assert [row['name'] for row in result['rows'][:4]] == ['e2e', 'fuse', 'remove', 'own']
     assert result['rows'][0]['relative']['flops'] == 1
     assert result['rows'][1]['model_params'] > result['rows'][1]['params']
     timed = {row['name']: row for row in result['time']}
-    assert len(timed['RepL']['ratios']) == 2 and timed['E2E']['ratios'] == [1, 1]
-    assert 0 < timed['RepL']['synthesis_share'] < 1 and timed['remove']['synthesis_share'] == 0
+    assert len(timed['fuse']['ratios']) == 2 and timed['e2e']['ratios'] == [1, 1]
+    assert 0 < timed['fuse']['synthesis_share'] < 1 and timed['remove']['synthesis_share'] == 0
 
 
 @pytest.mark.parametrize(
@@ -355,6 +393,8 @@ def test_tool(tool, tmp_path, capsys):
     [
         (['no/such.py'], 'no/such.py'),
         (['mmdet::yolox/yolox_s_8xb8-300e_coco.py'], "does not support backbone type 'CSPDarknet'"),
+        ([R18, '--arms', 'fuse:no_such=1', '--shape', 64, 64], "arm 'fuse:no_such=1': "),
+        ([R18, '--arms', 'E2E'], "'E2E' is no arm"),
         ([R18, '--shape', 0, 64], 'shape=(0, 64) is no image size'),
         ([R18, '--cfg-options', 'model.backbone.replace.every=0'], 'replace.every=0'),
     ],

@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 
 import repl_mm
-from repl_mm import cost, families
+from repl_mm import config, families
 
 pytest.importorskip('mmdet')
 DOC = (Path(__file__).resolve().parent.parent / 'docs' / 'families.md').read_text()
@@ -85,5 +85,5 @@ def test_a_subclass():
         assert type(backbone).__name__ == 'MyResNet'
         assert repl_mm.plan_of(backbone).mode == 'own'
         assert repl_mm.plan_of(MODELS.build(dict(type='MyResNet', depth=18, base_channels=8))) is None
-        assert cost.arms_of(dict(type='RepLMyResNet', depth=18), 'mmdet')[0].cfg['type'] == 'MyResNet'
+        assert config.stock_config(dict(type='RepLMyResNet', depth=18))['type'] == 'MyResNet'
     del families.FAMILIES[0]

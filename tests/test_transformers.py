@@ -14,7 +14,7 @@ from small import STILL, TRANSFORMERS, blocks, build, images
 from torch import nn
 
 import repl_mm
-from repl_mm import cost
+from repl_mm import config, cost
 
 CLOSE = dict(rtol=1e-5, atol=1e-6)  # coefficients such as 1 / 30 are rounded to single precision
 
@@ -420,9 +420,9 @@ def test_default_plan_keeps_most_of_the_saving(name):
     """At 512x512: most of what removing the same layers saves."""
     settings, slots = DEFAULTS[name]
     repl = dict(settings, type=f'RepL{settings["type"]}', replace=dict())
-    backbones = [cost.build(c, 'mmseg') for c in (settings, repl, cost.repl(settings, mode='remove'))]
+    backbones = [config.build(c, 'mmseg') for c in (settings, repl, config.repl_config(settings, mode='remove'))]
     assert places(backbones[1]) == slots
-    before, after, limit = (cost.measure(backbone, (512, 512)) for backbone in backbones)
+    before, after, limit = (cost.measure(backbone, cost.ImageInput((512, 512))) for backbone in backbones)
     assert cost.share_kept(after, before, limit, 'flops') >= 0.75
     assert cost.share_kept(after, before, limit, 'activation_bytes') >= 0.7
     assert after.params <= 0.7 * before.params
