@@ -37,7 +37,7 @@ from .config import (
     without_objects,
 )
 from .inputs import ImageInput
-from .non_reentrant import make_all_non_reentrant
+from .non_reentrant import is_non_reentrant, make_all_non_reentrant
 
 PLANS = {
     'e2e': None,
@@ -222,7 +222,8 @@ def build_backbones(arm: Arm, cfg: Config) -> list[nn.Module]:
         cfg (Config): A config with stock or RepL backbones.
 
     Raises:
-        ValueError: The model has no backbone that RepL serves, or a word of the arm is not possible.
+        ValueError: The model has no backbone that RepL serves, a word of the arm is not possible, or a switch has
+            nothing to act on.
         TypeError: A backbone has no such word.
     """
     model = arm_config(arm, cfg).model
@@ -232,10 +233,20 @@ def build_backbones(arm: Arm, cfg: Config) -> list[nn.Module]:
         for key in path:
             node = node[key]
         node = {key: value for key, value in node.items() if key not in WEIGHTS}
-        backbone = build(node, cfg.get('default_scope'))
-        if 'non_reentrant' in arm.switches:
-            make_all_non_reentrant(backbone)
-        if 'efficient_conv_bn_eval' in arm.switches:
-            turn_on_efficient_conv_bn_eval_for_single_model(backbone)
-        backbones.append(backbone)
+        backbones.append(build(node, cfg.get('default_scope')))
+        for switch in arm.switches:
+            _switch_on(switch, backbones[-1])
     return backbones
+
+
+def _switch_on(switch: str, backbone: nn.Module) -> None:
+    """Switch something on in a built backbone, as the settings and hooks of :func:`arm_config` do in a run."""
+    name = type(backbone).__name__
+    if switch == 'non_reentrant':
+        make_all_non_reentrant(backbone)
+        if not any(map(is_non_reentrant, backbone.modules())):
+            raise ValueError(f'{switch} does nothing: no block of this {name} has with_cp=True')
+    else:
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
+            raise ValueError(f'{switch} does nothing: this {name} has no batch norms')
+        turn_on_efficient_conv_bn_eval_for_single_model(backbone)

@@ -34,6 +34,11 @@ def make_non_reentrant(block: nn.Module) -> None:
         specialize(block, _NonReentrant)
 
 
+def is_non_reentrant(block: nn.Module) -> bool:
+    """Return whether a block checkpoints itself without reentrance."""
+    return isinstance(block, _NonReentrant)
+
+
 def make_all_non_reentrant(model: nn.Module) -> None:
     """Change all blocks of a model as :func:`make_non_reentrant` does.
 

@@ -14,7 +14,7 @@ import repl_mm
 from repl_mm import arms
 from repl_mm.arms import arm_config, build_backbones, default_arms, read_arm
 from repl_mm.comparison import folder_name
-from repl_mm.non_reentrant import _NonReentrant
+from repl_mm.non_reentrant import is_non_reentrant
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -198,6 +198,21 @@ def test_what_an_arm_builds():
     assert [repl_mm.plan_of(net).depths for net in build_backbones(read_arm('fuse'), two)] == [(3, 3, 3), (5, 5, 5)]
 
 
+def test_a_switch_with_nothing_to_act_on_is_named():
+    cfg = Config(dict(model=dict(type='A', backbone=CIFAR)))
+    with pytest.raises(ValueError, match='non_reentrant does nothing: no block of this CifarResNet has with_cp=True'):
+        build_backbones(read_arm('e2e:non_reentrant'), cfg)
+    assert build_backbones(read_arm('fuse:non_reentrant,with_cp=True'), cfg)
+
+    @MODELS.register_module(name='ArmsTestNet', force=True)
+    class Net(nn.Sequential):
+        pass
+
+    cfg = Config(dict(model=dict(backbone=dict(type='ArmsTestNet', replace={}))))
+    with pytest.raises(ValueError, match='efficient_conv_bn_eval does nothing: this Net has no batch norms'):
+        build_backbones(read_arm('e2e:efficient_conv_bn_eval'), cfg)
+
+
 SWITCHED = ('with_cp=True', 'with_cp=True,non_reentrant', 'efficient_conv_bn_eval')
 SAW = {}
 
@@ -208,7 +223,7 @@ class Looks(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         SAW['reentrant'] = reentrant(runner.model)
-        SAW['checkpoints'] = [m for m in runner.model.modules() if isinstance(m, _NonReentrant)]
+        SAW['checkpoints'] = [m for m in runner.model.modules() if is_non_reentrant(m)]
         SAW['efficient'] = [m for m in runner.model.modules() if 'forward' in vars(m)]  # mmengine's way
 
 
