@@ -24,6 +24,7 @@ def changed(text, cfg):
 
 
 def test_arms_differ_in_the_backbones_words_only():
+    pytest.importorskip('mmdet')
     cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_r34_repl_bccd.py')
     assert cfg.model.backbone.type == 'RepLResNet'
     words = {mode: dict(mode=mode) for mode in ('fuse', 'remove', 'share', 'own')}
