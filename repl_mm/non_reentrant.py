@@ -7,7 +7,6 @@ them ready twice and stop. The non-reentrant checkpoint saves the same memory an
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -54,7 +53,7 @@ def make_all_non_reentrant(model: nn.Module) -> None:
 class NonReentrantHook(Hook):
     """Makes the checkpoints of ``with_cp=True`` non-reentrant before training, also in a stock backbone."""
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner) -> None:
         """Change the blocks of the runner's model."""
         make_all_non_reentrant(runner.model)
 
