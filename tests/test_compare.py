@@ -118,8 +118,10 @@ lines.append({'repl/backbone.layer1.1/gain': 1.0, 'step': 2})
 print('threads', os.environ['OMP_NUM_THREADS'], 'cores', sorted(os.sched_getaffinity(0)), 'eta: 1 day, 0:01:40')
 sys.exit(seed == 13 or (seed == 7 and first))
 """
-# as with val_interval beyond the end, or a detector that finds nothing
-WITHOUT_VALIDATION = TRAIN.replace("lines.append({'coco", "seed == 2 or lines.append({'coco")
+WITHOUT = {  # what seed 2 does not leave behind
+    'validation record': TRAIN.replace("lines.append({'coco", "seed == 2 or lines.append({'coco"),  # val_interval
+    'metric': TRAIN.replace("{'coco/bbox_mAP'", "{'time' if seed == 2 else 'coco/bbox_mAP'"),  # nothing was detected
+}
 
 
 def test_runs_are_scheduled_skipped_and_continued(tmp_path, capsys):
@@ -144,14 +146,16 @@ def test_runs_are_scheduled_skipped_and_continued(tmp_path, capsys):
     assert runs.logged_eta(tasks[0][1] / 'train.log') == 86400 + 100
 
 
-def test_a_run_without_validation_ends_no_others(tmp_path, capsys):
+@pytest.mark.parametrize('what', WITHOUT)
+def test_a_run_without_a_result_ends_no_others(what, tmp_path, capsys):
     train = tmp_path / 'train.py'
-    train.write_text(WITHOUT_VALIDATION)
+    train.write_text(WITHOUT[what])
     folders = {arm: tmp_path / arm for arm in ('e2e', 'fuse')}
     tasks = [(tmp_path / 'c.py', folder / f'seed_{s}', s) for s in (1, 2, 3) for folder in folders.values()]
     failed = comparison.run_all(tasks, jobs=2, train=train, poll=0.05)
     assert sorted(failed) == [tmp_path / 'e2e' / 'seed_2', tmp_path / 'fuse' / 'seed_2']
-    assert 'fuse/seed_2: ended without a result: ' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'fuse/seed_2: ended without a result: ' in printed and f'no {what}' in printed
     found = comparison.collect(folders, [1, 2, 3])
     assert found['metric'] == 'coco/bbox_mAP'
     assert {arm: row['scores'] for arm, row in found['arms'].items()} == dict.fromkeys(folders, {1: 0.01, 3: 0.03})

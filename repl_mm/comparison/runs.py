@@ -84,7 +84,7 @@ def run_result(work_dir: str | os.PathLike) -> dict:
         dict: ``metrics`` of the last validation, and ``step_time``, the median over the log records in seconds.
 
     Raises:
-        ValueError: The run left no training or no validation record.
+        ValueError: The run left no training or no validation record, or the last one has no metric.
     """
     records = read_scalars(work_dir)
     times = [record['time'] for record in records if 'loss' in record]
@@ -92,6 +92,8 @@ def run_result(work_dir: str | os.PathLike) -> dict:
     if final is None or not times:
         raise ValueError(f"'{work_dir}' has no training or no validation record")
     metrics = {key: value for key, value in final.items() if key not in ('time', 'data_time', 'step')}
+    if not metrics:  # as of a detector that finds nothing
+        raise ValueError(f"the last validation record of '{work_dir}' has no metric")
     return dict(metrics=metrics, step_time=statistics.median(times))
 
 
