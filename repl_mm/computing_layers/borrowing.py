@@ -96,11 +96,12 @@ class Neighbour:
         found = weights(self.block, name)
         for weight in found:
             kind = type(weight)
-            if kind.__module__.startswith('torch.distributed'):
+            flattened = isinstance(weight, nn.Parameter) and getattr(weight, '_fsdp_flattened', False)  # by FSDP1
+            if flattened or kind.__module__.startswith('torch.distributed'):
                 raise BorrowError(
                     self.complaint(
                         f'it is sharded apart from them ({kind.__name__})',
-                        'shard the backbone as one unit, fully_shard(model.backbone), not block by block',
+                        'shard the backbone or its stages as one unit, fully_shard(model.backbone), not block by block',
                     )
                 )
             if not isinstance(weight, Tensor) or not (kind.__module__ + '.').startswith('torch.'):
