@@ -1,7 +1,6 @@
 """What all computing layers have in common: the identity, synthesized weights, recomputation, folding."""
 
-import itertools
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,10 @@ from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
 
 from .borrowing import Neighbour
+
+
+# where autocast may be on
+DEVICES = ['cpu', *([accelerator.type] if (accelerator := torch.accelerator.current_accelerator()) else [])]
 
 
 class ComputingLayer(nn.Module):
@@ -32,8 +35,7 @@ class ComputingLayer(nn.Module):
         super().__init__()
         syntheses = syntheses or {}
         self.names = tuple(syntheses)
-        if syntheses:
-            self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
+        self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
         self.neighbours = tuple(map(Neighbour, neighbours))
         self.neighbour_weights = neighbour_weights
         self.detach = detach
@@ -57,13 +59,9 @@ class ComputingLayer(nn.Module):
         """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
         if not self.names:
             return ()
-        if not torch.compiler.is_compiling():
-            for neighbour in self.neighbours:
-                neighbour.check()
-        device = next(itertools.chain(*(n.block.parameters() for n in self.neighbours), self.parameters())).device
-        # Weight space stays in full precision under AMP: it is small, and norms are sensitive.
-        full = torch.amp.is_autocast_available(device.type)  # not on the meta device
-        with torch.autocast(device.type, enabled=False) if full else nullcontext():
+        for neighbour in self.neighbours:
+            neighbour.check()
+        with full_precision():
             return tuple(self.repl[_key(name)](self.borrow(name)) for name in self.names)
 
     def borrow(self, name: str) -> list[Tensor]:
@@ -110,6 +108,15 @@ class ComputingLayer(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         self.unfold()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def full_precision() -> ExitStack:
+    """A context in which no autocast is on: weight space is small, and norms are sensitive."""
+    stack = ExitStack()
+    for device in DEVICES:
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
 
 
 def recomputed(function, *args):
