@@ -16,11 +16,25 @@ from .. import fusion
 from ..computing_layers import ComputingLayer, FullComputingLayer, TransformerComputingLayer
 from ..plan import Plan, PlanError
 from ..subclass import Specialized, specialize
+from .contract import missing
 
 OPERATORS = ('mixer', 'mlp', 'full')
 DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
 RATE = 30.0  # of the fusion coefficients: transformers are trained by AdamW, and their weights are of the size 1 / 30
+EXPECTED = 'encoder layers with norm1, attn (one projection to query, key and value), norm2 and ffn'
 START = 0.1  # of the last operator of a branch: a converted network starts near the network without the layer
+
+
+def lacking(block: nn.Module) -> list[str]:
+    """Return what a layer has not of the parts that computing layers borrow from and copy."""
+    found = missing(block, ('norm1.weight', 'attn', 'norm2.weight', 'ffn'))
+    if found:
+        return found
+    attn = getattr(block.attn, 'w_msa', block.attn)
+    projections = missing(attn, ('qkv.weight', 'proj.weight'))
+    if projections and missing(attn, ('attn.in_proj_weight', 'attn.out_proj.weight')):
+        return [f'attn.{name}' for name in projections]
+    return []
 
 
 def linears(block: nn.Module) -> list[nn.Module]:
