@@ -72,8 +72,8 @@ def check_family(family, taken: Container[str] = ()) -> None:
         raise TypeError(f'{title}: DEFAULTS={family.DEFAULTS!r} is not valid: expected every, ratio and fusion')
     try:
         make_plan('any', [3], operators=family.OPERATORS, defaults=family.DEFAULTS)
-    except PlanError as error:
-        raise TypeError(f'{title}: DEFAULTS={family.DEFAULTS!r} is not valid: {error}') from None
+    except (PlanError, TypeError, KeyError, AttributeError) as error:
+        raise TypeError(f'{title}: DEFAULTS={family.DEFAULTS!r} is not valid: {error!r}') from None
     optional = dict(finish=1) if hasattr(family, 'finish') else {}
     for name, count in (FUNCTIONS | optional).items():
         _check_function(getattr(family, name), count, f'{title}: {name}')

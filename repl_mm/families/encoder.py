@@ -21,7 +21,7 @@ from .contract import missing
 OPERATORS = ('mixer', 'mlp', 'full')
 DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
 RATE = 30.0  # of the fusion coefficients: transformers are trained by AdamW, and their weights are of the size 1 / 30
-EXPECTED = 'encoder layers with norm1, attn (one projection to query, key and value), norm2 and ffn'
+EXPECTED = 'encoder layers with norm1, attn, norm2 and ffn'
 START = 0.1  # of the last operator of a branch: a converted network starts near the network without the layer
 
 
