@@ -172,11 +172,9 @@ REPORTED = 'activation bytes'  # a line of the table of costs
 
 
 def seeded(*args, **kwargs):
-    """A tiny model of random weights from one seed, initialized, which the Runner then does not do again."""
+    """A tiny model of random weights from one seed."""
     torch.manual_seed(0)
-    model = tiny.Net(*args, **kwargs)
-    model.init_weights()
-    return model
+    return tiny.Net(*args, **kwargs)
 
 
 @pytest.mark.parametrize('hook', [dict(shape=None), dict(shape=(16, 16))], ids=['no costs', 'costs'])
@@ -262,9 +260,9 @@ def test_an_optimizer_may_hold_the_head_only(type_, tmp_path):
     if 'RepL' not in type_:
         del settings['replace']  # the control: the stock backbone
     model = seeded(settings)
-    start = {key: p.clone() for key, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
     runner = tiny.build_runner(model, tmp_path, dict(shape=(16, 16)), optimizer)
+    start = {key: p.clone() for key, p in model.named_parameters()}
     runner.train()
     changed = {key.split('.')[0] for key, p in model.named_parameters() if not torch.equal(p, start[key])}
     assert changed == {'head'}

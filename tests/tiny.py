@@ -48,7 +48,7 @@ def dataset() -> list[dict]:
 
 
 def build_runner(model, work_dir, hook: dict | None = None, optimizer=None, **settings) -> Runner:
-    """A Runner of two epochs of two steps, without any ``cfg.model``.
+    """A Runner of two epochs of two steps, without any ``cfg.model``; the model's weights are initialized.
 
     Args:
         model (nn.Module): The model.
@@ -59,7 +59,7 @@ def build_runner(model, work_dir, hook: dict | None = None, optimizer=None, **se
     """
     hooks = [] if hook is None else [dict(type='RepLHook', **hook)]
     wrapper = dict(type='OptimWrapper', optimizer=optimizer or dict(type='SGD', lr=0.1, momentum=0.9))
-    return Runner(
+    runner = Runner(
         model=model,
         work_dir=str(work_dir),
         train_dataloader=dict(
@@ -76,6 +76,8 @@ def build_runner(model, work_dir, hook: dict | None = None, optimizer=None, **se
         experiment_name=f'tiny-{work_dir.name}',
         **settings,
     )
+    runner.model.init_weights()
+    return runner
 
 
 def log_of(runner: Runner) -> str:
