@@ -88,7 +88,7 @@ def _class_of(name: str, scope: str) -> type:
         return stock_class(name)
     cls = _look_up(name, scope)
     if cls is None:
-        others = [s for s in _scopes() if s != scope and _look_up(name, s) is not None]
+        others = [s for s in (*_scopes(), *ROOT_MODELS.children) if s != scope and _look_up(name, s) is not None]
         have = f"; type='{others[0]}.RepL{name}' is there" if others else ''
         raise PlanError(f"type='{scope}.RepL{name}' is not possible: {scope} has no backbone {name!r}{have}")
     return cls

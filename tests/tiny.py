@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 SIZE = 16
 BACKBONE = dict(type='repl_mm.RepLCifarResNet', depth=20, base_channels=4, replace=dict())
@@ -45,6 +46,19 @@ def dataset() -> list[dict]:
     """Eight images of noise."""
     generator = torch.Generator().manual_seed(0)
     return [dict(inputs=torch.randn(3, SIZE, SIZE, generator=generator), labels=i % 3) for i in range(8)]
+
+
+class Noise(Dataset):
+    """The same as a class, for configs."""
+
+    def __init__(self):
+        self.items = dataset()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.items[index]
 
 
 def build_runner(model, work_dir, hook: dict | None = None, optimizer=None, **settings) -> Runner:
