@@ -138,7 +138,8 @@ class RepLHook(Hook):
             if not uncalibrated(backbone):
                 continue
             batches = itertools.islice(runner.train_dataloader, self.calibration_batches)
-            done = calibrate(backbone, (_images(model, batch, name) for batch in batches))
+            images = itertools.chain.from_iterable(_images(model, batch, name) for batch in batches)
+            done = calibrate(backbone, images)
             runner.logger.info(f'{name}: statistics of {done} norms of computing layers calibrated')
 
     # ---- steps ----------------------------------------------------------------------------------------------------
@@ -243,8 +244,10 @@ def costs(backbone: nn.Module, shape: tuple[int, int], optimizer: torch.optim.Op
             f'{after.params:,} trainable parameters, {after.flops:,} train FLOPs, {after.activation_bytes:,} '
             'activation bytes, not compared: apply_repl() does not know how the stock backbone was built'
         )
-    before = cost.measure(MODELS.build(copy.deepcopy(stock)), shape, moments=moments)
-    return cost.report(before, after)
+    twin = MODELS.build(copy.deepcopy(stock))
+    if not any(p.requires_grad for p in backbone.parameters()):  # frozen from outside, as a teacher is
+        twin.requires_grad_(False)
+    return cost.report(cost.measure(twin, shape, moments=moments), after)
 
 
 @contextlib.contextmanager
@@ -287,14 +290,16 @@ def _join(*names: str) -> str:
     return '.'.join(filter(None, names))
 
 
-def _images(model: nn.Module, batch, name: str) -> torch.Tensor:
+def _images(model: nn.Module, batch, name: str) -> list[torch.Tensor]:
+    """The images of a training batch, by branch where a semi-supervised model has several."""
     inputs = model.data_preprocessor(batch, True)['inputs']
-    if not isinstance(inputs, torch.Tensor):
+    images = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    if not all(isinstance(image, torch.Tensor) for image in images):
         raise PlanError(
             f"replace.operator='full' of {name!r} has batch norms to calibrate, but the model's inputs are "
             f'{type(inputs).__name__}, not images: choose an operator without norms or norm_eval=False'
         )
-    return inputs
+    return images
 
 
 register(HOOKS, 'RepLHook', RepLHook)

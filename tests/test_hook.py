@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
+from small import detector_config
 
 import repl_mm
 from repl_mm.calibration import calibrate, uncalibrated
@@ -249,6 +250,78 @@ def test_the_state_of_the_optimizer_is_counted_for_the_one_that_trains(tmp_path)
     assert lines[0][2:4] == ['0.0', 'MiB']
     stock = MODELS.build(MODELS.build(tiny.BACKBONE).repl_stock)
     assert lines[2][2:4] == [f'{8 * sum(p.numel() for p in stock.parameters()) / 2**20:.1f}', 'MiB']
+
+
+def test_a_backbone_inside_a_backbone(tmp_path):
+    """ICNet runs the stages of its backbone itself, and its config calls it ``backbone_cfg``."""
+    norm = dict(type='BN', requires_grad=True)
+    inner = dict(type='RepLResNetV1c', depth=18, base_channels=8, norm_cfg=norm, replace=dict())
+    inner.update(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), contract_dilation=True)
+    outer = dict(type='mmseg.ICNet', backbone_cfg=inner, layer_channels=(16, 64), light_branch_middle_channels=4)
+    outer.update(psp_out_channels=8, out_channels=(8, 8, 16), norm_cfg=norm, _scope_='mmseg')
+    model = seeded(outer)
+    runner = tiny.build_runner(model, tmp_path, dict(shape=(64, 64)))
+    start = {key: p.clone() for key, p in model.named_parameters() if '.repl.' in key}
+    runner.train()
+    log = tiny.log_of(runner)
+    assert 'backbone.backbone, one training step of 2 images of 64x64:\nCost of the backbone' in log
+    assert REPORTED in log
+    assert start and all(not torch.equal(p, start[key]) for key, p in model.named_parameters() if key in start)
+
+
+@pytest.fixture
+def teacher_and_student(mini_coco, tmp_path):
+    """Config: A student RetinaNet, its averaged teacher, and pictures with and without boxes; two steps."""
+    import mmdet
+
+    cfg = detector_config(mini_coco, tmp_path)
+    data = Config.fromfile(Path(mmdet.__file__).parent / '.mim/configs/_base_/datasets/semi_coco_detection.py')
+    sources = [data.labeled_dataset, data.unlabeled_dataset]
+    for source in sources:
+        source.update(data_root=f'{mini_coco}/', ann_file='annotations/instances_train.json')
+        source.update(data_prefix=dict(img='train/'), metainfo=cfg.metainfo, backend_args=None)
+        branches = [source.pipeline, *(step for step in source.pipeline[-1].values() if isinstance(step, list))]
+        for step in (step for branch in branches for step in branch):
+            if step.type == 'RandomResize':
+                step.scale = [(64, 64), (64, 64)]
+    detector = cfg.model
+    cfg.model = dict(
+        type='SemiBaseDetector',
+        detector=detector,
+        data_preprocessor=dict(
+            type='MultiBranchDataPreprocessor', data_preprocessor=detector.pop('data_preprocessor')
+        ),
+        semi_train_cfg=dict(freeze_teacher=True, sup_weight=1.0, unsup_weight=1.0, cls_pseudo_thr=0.0),
+        semi_test_cfg=dict(predict_on='teacher'),
+    )
+    cfg.train_dataloader = dict(
+        batch_size=2,
+        num_workers=0,
+        sampler=dict(type='GroupMultiSourceSampler', batch_size=2, source_ratio=[1, 1]),
+        dataset=dict(type='ConcatDataset', datasets=sources),
+    )
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
+    cfg.val_cfg = dict(type='TeacherStudentValLoop')
+    cfg.log_processor = dict(by_epoch=False)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2)
+    cfg.custom_hooks = [dict(type='MeanTeacherHook'), dict(type='RepLHook', shape=(64, 64))]
+    return cfg
+
+
+@pytest.mark.parametrize('replace', [dict(), dict(operator='full')], ids=['default', 'full'])
+def test_teacher_and_student(replace, teacher_and_student):
+    """Both have a RepL backbone; the teacher's is trained by averaging alone."""
+    cfg = teacher_and_student
+    cfg.model.detector.backbone.replace = replace
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    log = tiny.log_of(runner)
+    for name in ('student.backbone', 'teacher.backbone'):
+        assert f'{name}, one training step of 2 images of 64x64:\nCost of the backbone' in log
+        assert (f'{name}: statistics of' in log) == bool(replace)
+    assert log.count(REPORTED) == 2 and 'no costs' not in log
+    checkpoint = torch.load(Path(runner.work_dir) / 'iter_2.pth')
+    assert checkpoint['meta']['repl_plan'].keys() == {'student.backbone', 'teacher.backbone'}
 
 
 # ---- what the optimizer holds -------------------------------------------------------------------------------------

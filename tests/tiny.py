@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-SIZE = 16
+SIZE = 32
 BACKBONE = dict(type='repl_mm.RepLCifarResNet', depth=20, base_channels=4, replace=dict())
 
 
