@@ -32,7 +32,7 @@ REPLACE = {
     'default': dict(),
     'every block': dict(every=1, fusion='mix'),
     'scalar': dict(fusion='scalar'),
-    'detach': dict(fusion='channel', ratio=0.25, detach=True),
+    'narrow detach': dict(fusion='channel', ratio=0.25, detach=True),
     'conv channel': dict(operator='conv', fusion='channel'),
     'mixer': dict(operator='mixer'),
     'full mix': dict(operator='full', fusion=dict(type='mix', groups=2)),
