@@ -183,6 +183,27 @@ def test_a_stage_that_is_no_list_of_blocks_is_named():
         repl_mm.apply_repl(backbone)
 
 
+class Gated(nn.Module):
+    """mmpretrain's and timm's SwiGLU, as in the large DINOv2: an ``ffn`` of two linear layers and no activation."""
+
+    def __init__(self, dim: int = 16, hidden: int = 32):
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x, identity=None):
+        gate, value = self.w12(x).chunk(2, -1)
+        return (x if identity is None else identity) + self.w3(nn.functional.silu(gate) * value)
+
+
+def test_gated_mlps_are_refused():
+    backbone = build(STOCK['vit'])
+    backbone.layers[4].ffn = Gated()
+    assert all(out.isfinite().all() for out in backbone(images()))  # the control
+    with pytest.raises(repl_mm.PlanError, match=r'layers\.4 .* has no ffn of two layers with an activation'):
+        repl_mm.apply_repl(backbone)
+
+
 def test_layer_norms_without_weights_are_named():
     backbone = build(STOCK['vit'], norm_cfg=dict(type='LN', elementwise_affine=False))
     with pytest.raises(repl_mm.PlanError, match=r'layers\.0 .* has no norm1\.weight'):

@@ -34,6 +34,9 @@ def lacking(block: nn.Module) -> list[str]:
     projections = missing(attn, ('qkv.weight', 'proj.weight'))
     if projections and missing(attn, ('attn.in_proj_weight', 'attn.out_proj.weight')):
         return [f'attn.{name}' for name in projections]
+    maps = [m.weight for m in block.ffn.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if maps and (maps[0].shape[0] != maps[-1].shape[1] or _activation(block) is None):  # a gated one (SwiGLU)
+        return ['ffn of two layers with an activation between them']
     return []
 
 
@@ -158,11 +161,11 @@ def _synthesis(plan, neighbours, borrowed, role, shape, dim=0, start=1.0, bias=F
     return fusion.Synthesis(fusion.build_source(plan.mode, shape, shapes, dim, start, settings), None, bias)
 
 
-def _activation(block: nn.Module) -> nn.Module:
+def _activation(block: nn.Module) -> nn.Module | None:
     """The activation of a layer's MLP: its only leaf that neither has weights nor drops anything."""
     other = (nn.Linear, nn.Conv2d, nn.Dropout, nn.Identity)
     leaves = (m for m in block.ffn.modules() if not any(m.children()) and not isinstance(m, other))
-    return next(m for m in leaves if not _drops_paths(m))
+    return next((m for m in leaves if not _drops_paths(m)), None)
 
 
 def _drop(block: nn.Module) -> nn.Module:
