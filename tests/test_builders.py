@@ -1,7 +1,10 @@
 """The registered builders: which package's class a type builds, pure-Python configs, settings of the stock twin."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 import types
 
 import pytest
@@ -64,6 +67,20 @@ def test_a_prefix_in_the_registry_of_the_package_itself(package):
             assert type(registry.build(dict(R18, type=f'{prefix}RepLResNet'))).__module__.startswith(package)
         if prefix != 'repl_mm.':
             assert type(registry.build(dict(R18, type=f'{prefix}RepLResNet'))).__module__.startswith(package)
+
+
+@pytest.mark.parametrize('first', ['import repl_mm', 'import mmdet.models, mmseg.models'])
+def test_without_any_scope_and_in_either_order_of_import(first, tmp_path):
+    code = (
+        f'{first}\nimport repl_mm\nfrom mmengine.registry import MODELS\n'
+        "for prefix in ('mmseg', 'mmdet', 'mmseg'):\n"
+        "    backbone = MODELS.build(dict(type=f'{prefix}.RepLResNet', depth=18, base_channels=8))\n"
+        '    print(type(backbone).__module__)\n'
+    )
+    env = dict(os.environ, PYTHONPATH=str(small.REPO), PYTHONWARNINGS='ignore')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    wanted = [f'{package}.models.backbones.resnet' for package in ('mmseg', 'mmdet', 'mmseg')]
+    assert done.stdout.split()[-3:] == wanted, done.stderr
 
 
 def test_a_detector_with_the_backbone_of_another_package():
