@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import json
 import os.path as osp
@@ -32,7 +33,8 @@ class RepLHook(Hook):
     * At the start: prints the plan and what it saves, writes the plan to ``work_dir/repl_plan.json``, checks that an
       optimizer which holds parameters of the kept blocks holds those of the computing layers too, calibrates their
       batch norms where ``norm_eval`` would leave them without statistics.
-    * In the first step: checks that every one of the latter receives a gradient.
+    * In the first step: checks that where kept blocks receive gradients, every parameter of the computing layers that
+      the optimizer holds receives one.
     * Every ``interval`` steps: logs the fusion coefficients.
     * With checkpoints: writes the plan into ``meta['repl_plan']``, and refuses to load or resume from another plan.
     * For validation and test: synthesizes the weights once instead of at every forward.
@@ -61,8 +63,8 @@ class RepLHook(Hook):
         self.shape = shape
         self.interval = interval
         self.calibration_batches = calibration_batches
-        self._awaited: dict[str, torch.utils.hooks.RemovableHandle] | None = None
         self._held: set[int] = set()  # ids of the parameters in the optimizer
+        self._first_step: list[Arrivals] | None = None  # from the start to the end of the first step
 
     # ---- start ----------------------------------------------------------------------------------------------------
 
@@ -82,7 +84,7 @@ class RepLHook(Hook):
             self._verify_optimizer(runner, name, backbone)
         if runner.iter == 0:
             self._calibrate(runner, model, backbones)
-        self._awaited = {}
+        self._first_step = []
 
     @master_only
     def _report(self, runner, backbones) -> None:
@@ -145,24 +147,21 @@ class RepLHook(Hook):
     # ---- steps ----------------------------------------------------------------------------------------------------
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        if self._awaited == {}:
-            for name, p in _parameters(unwrapped(runner.model)).items():
-                if p.requires_grad and id(p) in self._held:
-                    self._awaited[name] = p.register_hook(lambda grad, name=name: self._received(name))
-
-    def _received(self, name: str) -> None:
-        handle = self._awaited.pop(name, None) if self._awaited else None
-        if handle is not None:
-            handle.remove()
+        if self._first_step == []:
+            backbones = repl_backbones(unwrapped(runner.model))
+            self._first_step = [Arrivals(name, backbone, self._held) for name, backbone in backbones]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._awaited is not None:
-            waiting, self._awaited = list(self._awaited), None
-            if waiting:
+        arrivals, self._first_step = self._first_step, None
+        for arrival in arrivals or ():
+            arrival.close()
+            if arrival.waiting and arrival.kept_blocks:
                 raise RuntimeError(
-                    f'{len(waiting)} parameters of computing layers received no gradient in the first step, first '
-                    f'{waiting[0]!r}: they would never be trained'
+                    f'{len(arrival.waiting)} parameters of computing layers received no gradient in the first step, '
+                    f'first {arrival.waiting[0]!r}: they would never be trained'
                 )
+            if arrival.waiting:
+                runner.logger.info(f'{arrival.name or "model"}: no block received a gradient in the first step')
         if self.every_n_train_iters(runner, self.interval) and is_main_process():
             summary = coefficient_summary(unwrapped(runner.model))
             if summary:
@@ -196,6 +195,42 @@ class RepLHook(Hook):
 
     before_test_epoch = before_val_epoch
     after_test_epoch = after_val_epoch
+
+
+class Arrivals:
+    """Which parameters of a backbone receive gradients, from now on until :meth:`close`.
+
+    Args:
+        name (str): Dotted name of the backbone.
+        backbone (nn.Module): A backbone with RepL.
+        held (set[int]): Ids of the parameters that the optimizer holds; no other is looked at.
+
+    Attributes:
+        kept_blocks (bool): Whether any parameter outside of the computing layers has received one.
+    """
+
+    def __init__(self, name: str, backbone: nn.Module, held: set[int]):
+        self.name = name
+        self.kept_blocks = False
+        layers = {id(p): _join(name, key) for key, p in _parameters(backbone).items()}
+        trained = [p for p in backbone.parameters() if p.requires_grad and id(p) in held]
+        self._waiting = {id(p): layers[id(p)] for p in trained if id(p) in layers}
+        self._handles = [p.register_hook(functools.partial(self._receive, id(p))) for p in trained]
+        self._layers = layers.keys()
+
+    def _receive(self, key: int, grad: torch.Tensor) -> None:
+        self._waiting.pop(key, None)
+        self.kept_blocks |= key not in self._layers
+
+    @property
+    def waiting(self) -> list[str]:
+        """Names of the computing layers' parameters that have received none."""
+        return list(self._waiting.values())
+
+    def close(self) -> None:
+        """Look no longer."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def coefficient_summary(model: nn.Module) -> dict[str, float]:

@@ -362,6 +362,28 @@ def test_of_two_backbones_one_may_be_left_out(tmp_path):
     assert 'backbone.1: the optimizer' not in tiny.log_of(runner)
 
 
+@pytest.mark.parametrize('type_', ['repl_mm.RepLCifarResNet', 'repl_mm.CifarResNet'])
+def test_a_backbone_may_run_without_gradients_at_first(type_, tmp_path):
+    """As a warm-up of the head does; from the second epoch on it is trained."""
+
+    class WarmUp(tiny.Net):
+        def forward(self, inputs, labels, mode='loss'):
+            self.calls = getattr(self, 'calls', 0) + 1
+            with torch.set_grad_enabled(self.calls > 2):
+                features = torch.nn.functional.adaptive_avg_pool2d(self.backbone(inputs)[-1], 1).flatten(1)
+            return dict(loss=torch.nn.functional.cross_entropy(self.head(features), labels))
+
+    settings = dict(tiny.BACKBONE, type=type_)
+    if 'RepL' not in type_:
+        del settings['replace']  # the control: the stock backbone
+    model = WarmUp(settings)
+    runner = tiny.build_runner(model, tmp_path, dict(shape=None))
+    start = {key: p.clone() for key, p in model.named_parameters()}
+    runner.train()
+    assert all(not torch.equal(p, start[key]) for key, p in model.named_parameters())
+    assert tiny.log_of(runner).count('backbone: no block received a gradient in the first step') == ('RepL' in type_)
+
+
 def test_frozen_parameters_need_not_be_in_the_optimizer(tmp_path):
     model = seeded(tiny.BACKBONE)
     model.backbone.requires_grad_(False)
