@@ -280,8 +280,8 @@ def teacher_and_student(mini_coco, tmp_path):
     for source in sources:
         source.update(data_root=f'{mini_coco}/', ann_file='annotations/instances_train.json')
         source.update(data_prefix=dict(img='train/'), metainfo=cfg.metainfo, backend_args=None)
-        branches = [source.pipeline, *(step for step in source.pipeline[-1].values() if isinstance(step, list))]
-        for step in (step for branch in branches for step in branch):
+        branches = [source.pipeline[-1].get(name, []) for name in ('unsup_teacher', 'unsup_student')]
+        for step in (step for branch in (source.pipeline, *branches) for step in branch):
             if step.type == 'RandomResize':
                 step.scale = [(64, 64), (64, 64)]
     detector = cfg.model
