@@ -157,7 +157,7 @@ TAKEN = [
     ('swin', (1, 1), 'attn.w_msa.qkv', r'stages\.1\.blocks\.1 \(SwinBlock\) has no attn\.qkv'),
     ('mit', (1, 2), 'attn', r'layers\.1\.2 \(TransformerEncoderLayer\) has no attn'),
     ('pvt', (3, 1), 'norm1', r'layers\.3\.1 \(PVTEncoderLayer\) has no norm1\.weight'),
-    ('svt', (2, 3), 'ffn', r'layers\.2\.3 \(LSAEncoderLayer\) has no ffn'),
+    ('svt', (2, 3), 'ffn', r'layers\.2\.3 \(GSAEncoderLayer\) has no ffn'),
 ]
 
 
