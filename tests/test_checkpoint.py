@@ -3,6 +3,7 @@
 import collections
 import copy
 import itertools
+import json
 import logging
 import os
 import pickle
@@ -23,7 +24,7 @@ from mmengine.runner import Runner, load_checkpoint
 from small import BACKBONES, REPO, SWIN, TRANSFORMERS, build, build_backbone, detector_config, images
 
 import repl_mm
-from repl_mm.checkpoint import PLAN_KEY, decode_plan, encode_plan
+from repl_mm.checkpoint import FORMAT, PLAN_KEY, decode_plan, encode_plan, plan_record
 
 TABLE = pytest.mark.parametrize('name', BACKBONES)
 
@@ -110,10 +111,21 @@ def test_the_allow_list_is_complete_and_minimal(runs, tmp_path, default_allow_li
     }
     old_core = {name.replace('._core.', '.core.') for name in needed if '._core.' in name}  # numpy 1
     # the classes of dtypes are not named in a file, ``numpy.dtype(...)`` makes their objects
-    dtypes = {f'numpy.dtypes.{kind}DType' for kind in ('Float64', 'Float32', 'Int64')}
+    codes = '?' + np.typecodes['AllInteger'] + np.typecodes['Float']
+    dtypes = {f'numpy.dtypes.{type(np.dtype(code)).__name__}' for code in codes}
     assert names == needed | old_core | dtypes
     for file in files:
         torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize('code', '?' + np.typecodes['AllInteger'] + np.typecodes['Float'])
+def test_numbers_of_every_kind_are_read(code, tmp_path):
+    """On Windows and with an older numpy, the integers of a HistoryBuffer are of another kind."""
+    number = np.dtype(code).type(1)
+    history = HistoryBuffer(np.ones(2, code), np.ones(2, code))
+    torch.save(dict(message_hub=dict(best_score=number, history=history)), tmp_path / 'hub.pth')
+    hub = torch.load(tmp_path / 'hub.pth', weights_only=True)['message_hub']
+    assert hub['best_score'] == 1 and hub['history'].data[0].tolist() == [1, 1]
 
 
 def test_checkpoints_written_by_numpy_1_are_read(tmp_path):
@@ -272,7 +284,7 @@ def test_detach_may_change(log):
 def test_the_plan_of_a_state_dict_reads_back():
     backbone = build_backbone('adjacent')
     plan = repl_mm.plan_of(backbone)
-    assert decode_plan(backbone.state_dict()[PLAN_KEY]) == decode_plan(encode_plan(plan)) == plan.to_dict()
+    assert decode_plan(backbone.state_dict()[PLAN_KEY]) == decode_plan(encode_plan(plan)) == plan_record(plan)
     assert [s['index'] for s in plan.to_dict()['slots']] == [1, 2, 5, 2]
 
 
@@ -282,6 +294,40 @@ def test_a_damaged_plan_is_named():
     state[PLAN_KEY] = torch.tensor([255, 1], dtype=torch.uint8)
     with pytest.raises(repl_mm.PlanError, match="'repl_plan' does not hold a RepL plan"):
         backbone.load_state_dict(state)
+
+
+def as_format(backbone, number):
+    """The state of a backbone as another format of files would have it; the first was a plan of bytes."""
+    state = {key: value.clone() + 1 if value.is_floating_point() else value for key, value in backbone.state_dict().items()}
+    record = {**repl_mm.plan_of(backbone).to_dict(), **({} if number == 1 else dict(format=number))}
+    kind = torch.uint8 if number == 1 else torch.float32
+    return {**state, PLAN_KEY: torch.tensor(list(json.dumps(record).encode()), dtype=kind)}
+
+
+@TABLE
+def test_files_without_a_number_of_their_format_are_loaded(name):
+    backbone = build_backbone(name)
+    state = as_format(backbone, 1)
+    backbone.load_state_dict(state)
+    found = backbone.state_dict()
+    assert decode_plan(found.pop(PLAN_KEY))['format'] == FORMAT
+    state.pop(PLAN_KEY)
+    torch.testing.assert_close(dict(found), state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('number', [FORMAT + 1, 0, 'new'])
+def test_files_of_another_format_are_refused_in_one_line_and_nothing_is_loaded(number, tmp_path, log):
+    backbone = build_backbone('basic')
+    before = copy.deepcopy(backbone.state_dict())
+    torch.save(as_format(backbone, number), tmp_path / 'weights.pth')
+    for load in (
+        lambda: backbone.load_state_dict(torch.load(tmp_path / 'weights.pth')),
+        lambda: load_checkpoint(backbone, str(tmp_path / 'weights.pth'), logger='current'),
+    ):
+        with pytest.raises(repl_mm.PlanError, match=f'format {number!r}, nothing was loaded: expected 1 or 2') as error:
+            load()
+        assert '\n' not in str(error.value)
+        untouched(backbone, dict(before))
 
 
 # ---- stock weights ------------------------------------------------------------------------------------------------

@@ -35,8 +35,7 @@ class ComputingLayer(nn.Module):
         super().__init__()
         syntheses = syntheses or {}
         self.names = tuple(syntheses)
-        if syntheses:
-            self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
+        self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
         self.neighbours = tuple(map(Neighbour, neighbours))
         self.neighbour_weights = neighbour_weights
         self.detach = detach
@@ -60,9 +59,8 @@ class ComputingLayer(nn.Module):
         """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
         if not self.names:
             return ()
-        if not torch.compiler.is_compiling():
-            for neighbour in self.neighbours:
-                neighbour.check()
+        for neighbour in self.neighbours:
+            neighbour.check()
         with full_precision():
             return tuple(self.repl[_key(name)](self.borrow(name)) for name in self.names)
 

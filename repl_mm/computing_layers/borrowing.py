@@ -94,7 +94,22 @@ class Neighbour:
             BorrowError: A weight is sharded, quantized, or of another shape.
         """
         found = weights(self.block, name)
-        for weight in found:
+        if not torch.compiler.is_compiling():  # dynamo asks for no types of its own
+            self.check_kinds(found, name)
+        now = [tuple(weight.shape) for weight in found]
+        if now != shapes:
+            raise BorrowError(
+                self.complaint(f'its weights for {name!r} are of shapes {now} now, {shapes} before (pruned, sharded)')
+            )
+        return found
+
+    def check_kinds(self, weights: list, name: str) -> None:
+        """Check that weights for an operator are whole and plain tensors.
+
+        Raises:
+            BorrowError: One is not.
+        """
+        for weight in weights:
             kind = type(weight)
             flattened = isinstance(weight, nn.Parameter) and getattr(weight, '_fsdp_flattened', False)  # by FSDP1
             if flattened or kind.__module__.startswith('torch.distributed'):
@@ -106,12 +121,6 @@ class Neighbour:
                 )
             if not isinstance(weight, Tensor) or not (kind.__module__ + '.').startswith('torch.'):
                 raise BorrowError(self.complaint(f'a weight for {name!r} was quantized or wrapped ({kind.__name__})'))
-        now = [tuple(weight.shape) for weight in found]
-        if now != shapes:
-            raise BorrowError(
-                self.complaint(f'its weights for {name!r} are of shapes {now} now, {shapes} before (pruned, sharded)')
-            )
-        return found
 
     def complaint(self, what: str, remedy: str | None = None) -> str:
         """The message of an error."""
