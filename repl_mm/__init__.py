@@ -1,8 +1,8 @@
 """Replacement Learning (RepL) for MMDetection and MMSegmentation backbones."""
 
-from . import hook  # noqa: F401  (registers the hook)
 from .backbones import register_family
 from .checkpoint import allow_mmengine_checkpoints
+from .hook import RepLHook
 from .plan import Plan, PlanError, Slot, make_plan
 from .surgery import apply_repl, computing_layers, fold, plan_of, repl_backbones, unfold
 
@@ -10,6 +10,7 @@ __version__ = '0.1.0'
 __all__ = [
     'Plan',
     'PlanError',
+    'RepLHook',
     'Slot',
     'apply_repl',
     'computing_layers',

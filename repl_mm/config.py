@@ -19,10 +19,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .registry import MODELS as REPL_MODELS
+from .registry import PACKAGES, WEIGHTS
 from .surgery import repl_backbones
 
-PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')  # scopes that have RepL types of their own
-WEIGHTS = ('init_cfg', 'pretrained')
 NO_PATHS = ('type', '_scope_', 'backend_args', 'file_client_args')  # keys whose values are no paths of data
 PATHS = ('ann_file', 'data_prefix', 'img_path', 'img_prefix', 'seg_map_path', 'seg_prefix', 'proposal_file')
 

@@ -1,5 +1,7 @@
 """The hook: reports, verifies, calibrates, logs, keeps the plan with the checkpoints, folds for evaluation."""
 
+import copy
+import functools
 import itertools
 import json
 import os.path as osp
@@ -8,6 +10,7 @@ import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.registry import MODELS
 from torch import nn
 
 from .calibration import calibrate, uncalibrated
@@ -23,10 +26,11 @@ PLAN_FILE = 'repl_plan.json'
 class RepLHook(Hook):
     """Care for the RepL backbones of a Runner's model; does nothing for a model without any.
 
-    * At the start: prints the plan and what it saves, writes the plan to ``work_dir/repl_plan.json``, checks that the
-      optimizer holds every parameter of the computing layers, calibrates their batch norms where ``norm_eval`` would
-      leave them without statistics.
-    * In the first step: checks that every one of these parameters receives a gradient.
+    * At the start: prints the plan and what it saves, writes the plan to ``work_dir/repl_plan.json``, checks that an
+      optimizer which holds parameters of the kept blocks holds those of the computing layers too, calibrates their
+      batch norms where ``norm_eval`` would leave them without statistics.
+    * In the first step: checks that where kept blocks receive gradients, every parameter of the computing layers that
+      the optimizer holds receives one.
     * Every ``interval`` steps: logs the fusion coefficients.
     * With checkpoints: writes the plan into ``meta['repl_plan']``, and refuses to load or resume from another plan.
     * For validation and test: synthesizes the weights once instead of at every forward.
@@ -40,7 +44,7 @@ class RepLHook(Hook):
     Raises:
         ValueError: A setting is not valid.
         PlanError: A checkpoint was made with another plan.
-        RuntimeError: A parameter is not in the optimizer, or received no gradient.
+        RuntimeError: A parameter of a computing layer is not in the optimizer, or received no gradient.
     """
 
     # after EMAHook, which swaps the parameters that are to be folded
@@ -55,41 +59,40 @@ class RepLHook(Hook):
         self.shape = shape
         self.interval = interval
         self.calibration_batches = calibration_batches
-        self._awaited: dict[str, torch.utils.hooks.RemovableHandle] | None = None
+        self._held: set[int] = set()  # ids of the parameters in the optimizer
+        self._first_step: list[Arrivals] | None = None  # from the start to the end of the first step
 
     # ---- start ----------------------------------------------------------------------------------------------------
 
     def before_train(self, runner) -> None:
-        model = _bare(runner.model)
+        model = unwrapped(runner.model)
         backbones = repl_backbones(model)
         if not backbones:
             runner.logger.info('RepLHook: the model has no RepL backbone, nothing to do')
             return
         for name, backbone in backbones:
-            runner.logger.info(f'{name}: {backbone.repl_plan}')
+            runner.logger.info(f'{name or "model"}: {backbone.repl_plan}')
         self._report(runner, backbones)
         self._write_plan(runner, backbones)
         self._refuse_reentrant(runner, backbones)
-        self._verify_optimizer(runner, model)
+        self._held = {id(p) for o in _optimizers(runner) for group in o.param_groups for p in group['params']}
+        for name, backbone in backbones:
+            self._verify_optimizer(runner, name, backbone)
         if runner.iter == 0:
             self._calibrate(runner, model, backbones)
-        self._awaited = {}
+        self._first_step = []
 
     @master_only
     def _report(self, runner, backbones) -> None:
         if self.shape is None:
             return
-        from . import config, cost
-
         for name, backbone in backbones:
             try:
-                moments = config.optimizer_moments(runner.cfg)[0]
-                stock = config.build(config.stock_config(_node(runner.cfg.model, name)))
-                before, after = (cost.measure(b, cost.ImageInput(self.shape), moments) for b in (stock, backbone))
-                text = cost.report(before, after)
-            except (RuntimeError, ValueError, KeyError) as error:  # never a reason not to train
+                text = costs(backbone, self.shape, _optimizer_of(backbone, _optimizers(runner)))
+            except Exception as error:  # never a reason not to train
                 text = f'no costs: {error}'
-            runner.logger.info(f'{name}, one training step of 2 images of {self.shape[0]}x{self.shape[1]}:\n{text}')
+            where = f'one training step of 2 images of {self.shape[0]}x{self.shape[1]}'
+            runner.logger.info(f'{name or "model"}, {where}:\n{text}')
 
     @master_only
     def _write_plan(self, runner, backbones) -> None:
@@ -109,15 +112,22 @@ class RepLHook(Hook):
                     'checkpoint is reentrant): use with_cp=True of the backbone instead'
                 )
 
-    def _verify_optimizer(self, runner, model) -> None:
-        optimizers = getattr(runner.optim_wrapper, 'optim_wrappers', None) or {'': runner.optim_wrapper}
-        held = {id(p) for o in optimizers.values() for group in o.param_groups for p in group['params']}
-        left_out = [name for name, p in _parameters(model) if p.requires_grad and id(p) not in held]
-        if left_out:
+    def _verify_optimizer(self, runner, name: str, backbone: nn.Module) -> None:
+        """Refuse an optimizer that trains kept blocks without computing layers; it may leave out both on purpose."""
+        layers = _parameters(backbone)
+        left_out = [_join(name, key) for key, p in layers.items() if p.requires_grad and id(p) not in self._held]
+        if not left_out:
+            return
+        if self._held & {id(p) for p in backbone.parameters()} - {id(p) for p in layers.values()}:
             raise RuntimeError(
-                f'{len(left_out)} parameters of computing layers are not in the optimizer, first {left_out[0]!r}: '
-                'RepL must be applied before the optimizer is built, by the type of the backbone in the config'
+                f'{len(left_out)} parameters of computing layers are not in the optimizer, first {left_out[0]!r}, but '
+                'parameters of kept blocks are: RepL must be applied before the optimizer is built, by the type of '
+                'the backbone in the config'
             )
+        runner.logger.info(
+            f'{name or "model"}: the optimizer holds no kept block of this backbone, and {len(left_out)} parameters '
+            f'of computing layers are left out as well, first {left_out[0]!r}'
+        )
 
     def _calibrate(self, runner, model, backbones) -> None:
         model.train()
@@ -125,48 +135,46 @@ class RepLHook(Hook):
             if not uncalibrated(backbone):
                 continue
             batches = itertools.islice(runner.train_dataloader, self.calibration_batches)
-            done = calibrate(backbone, (_images(model, batch, name) for batch in batches))
+            images = itertools.chain.from_iterable(_images(model, batch, name) for batch in batches)
+            done = calibrate(backbone, images)
             runner.logger.info(f'{name}: statistics of {done} norms of computing layers calibrated')
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        if self._awaited == {}:
-            for name, p in _parameters(_bare(runner.model)):
-                if p.requires_grad:
-                    self._awaited[name] = p.register_hook(lambda grad, name=name: self._received(name))
-
-    def _received(self, name: str) -> None:
-        handle = self._awaited.pop(name, None) if self._awaited else None
-        if handle is not None:
-            handle.remove()
+        if self._first_step == []:
+            backbones = repl_backbones(unwrapped(runner.model))
+            self._first_step = [Arrivals(name, backbone, self._held) for name, backbone in backbones]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._awaited is not None:
-            waiting, self._awaited = list(self._awaited), None
-            if waiting:
+        arrivals, self._first_step = self._first_step, None
+        for arrival in arrivals or ():
+            arrival.close()
+            if arrival.waiting and arrival.kept_blocks:
                 raise RuntimeError(
-                    f'{len(waiting)} parameters of computing layers received no gradient in the first step, first '
-                    f'{waiting[0]!r}: they would never be trained'
+                    f'{len(arrival.waiting)} parameters of computing layers received no gradient in the first step, '
+                    f'first {arrival.waiting[0]!r}: they would never be trained'
                 )
+            if arrival.waiting:
+                runner.logger.info(f'{arrival.name or "model"}: no block received a gradient in the first step')
         if self.every_n_train_iters(runner, self.interval) and is_main_process():
-            summary = coefficient_summary(_bare(runner.model))
+            summary = coefficient_summary(unwrapped(runner.model))
             if summary:
                 runner.visualizer.add_scalars(summary, step=runner.iter + 1)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        plans = {name: plan_record(backbone.repl_plan) for name, backbone in repl_backbones(_bare(runner.model))}
+        plans = {name: plan_record(backbone.repl_plan) for name, backbone in repl_backbones(unwrapped(runner.model))}
         if plans:
             checkpoint['meta'][PLAN_KEY] = plans
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        saved = checkpoint.get('meta', {}).get(PLAN_KEY, {})
-        for name, backbone in repl_backbones(_bare(runner.model)):
+        saved = (checkpoint.get('meta') or {}).get(PLAN_KEY) or {}
+        for name, backbone in repl_backbones(unwrapped(runner.model)):
             if name in saved:
                 refuse_difference(saved[name], backbone.repl_plan, 'the checkpoint')
-            elif runner._resume and f'{name}.{PLAN_KEY}' not in checkpoint.get('state_dict', {}):
+            elif runner._resume and _join(name, PLAN_KEY) not in checkpoint.get('state_dict', {}):
                 raise PlanError(
                     f'cannot resume: the checkpoint holds no RepL plan for {name!r}, so its optimizer state belongs '
                     'to another model; use load_from to start from its weights'
@@ -175,13 +183,49 @@ class RepLHook(Hook):
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
     def before_val_epoch(self, runner) -> None:
-        fold(_bare(runner.model))
+        fold(unwrapped(runner.model))
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        unfold(_bare(runner.model))
+        unfold(unwrapped(runner.model))
 
     before_test_epoch = before_val_epoch
     after_test_epoch = after_val_epoch
+
+
+class Arrivals:
+    """Which parameters of a backbone receive gradients, from now on until :meth:`close`.
+
+    Args:
+        name (str): Dotted name of the backbone.
+        backbone (nn.Module): A backbone with RepL.
+        held (set[int]): Ids of the parameters that the optimizer holds; no other is looked at.
+
+    Attributes:
+        kept_blocks (bool): Whether any parameter outside of the computing layers has received one.
+    """
+
+    def __init__(self, name: str, backbone: nn.Module, held: set[int]):
+        self.name = name
+        self.kept_blocks = False
+        layers = {id(p): _join(name, key) for key, p in _parameters(backbone).items()}
+        trained = [p for p in backbone.parameters() if p.requires_grad and id(p) in held]
+        self._waiting = {id(p): layers[id(p)] for p in trained if id(p) in layers}
+        self._handles = [p.register_hook(functools.partial(self._receive, id(p))) for p in trained]
+        self._layers = layers.keys()
+
+    def _receive(self, key: int, grad: torch.Tensor) -> None:
+        self._waiting.pop(key, None)
+        self.kept_blocks |= key not in self._layers
+
+    @property
+    def waiting(self) -> list[str]:
+        """Names of the computing layers' parameters that have received none."""
+        return list(self._waiting.values())
+
+    def close(self) -> None:
+        """Look no longer."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def coefficient_summary(model: nn.Module) -> dict[str, float]:
@@ -208,29 +252,73 @@ def coefficient_summary(model: nn.Module) -> dict[str, float]:
     return summary
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def costs(backbone: nn.Module, shape: tuple[int, int], optimizer: torch.optim.Optimizer) -> str:
+    """What one training step of a backbone costs, beside its stock twin if it was built by its type.
+
+    Args:
+        backbone (nn.Module): A backbone with RepL. It is not changed.
+        shape (tuple[int]): Height and width of the images.
+        optimizer (torch.optim.Optimizer): The optimizer of the training.
+
+    Returns:
+        str: For the log.
+    """
+    from . import cost
+
+    settings = dict(optimizer.defaults, type=type(optimizer).__name__)
+    moments = cost.optimizer_moments(dict(optim_wrapper=dict(optimizer=settings)))[0]
+    inputs = cost.ImageInput(shape)
+    after = cost.measure(backbone, inputs, moments)
+    stock = getattr(backbone, 'repl_stock', None)
+    if stock is None:
+        return (
+            f'{after.params:,} trainable parameters, {after.flops:,} train FLOPs, {after.activation_bytes:,} '
+            'activation bytes, not compared: apply_repl() does not know how the stock backbone was built'
+        )
+    with cost.no_random_change():
+        twin = MODELS.build(copy.deepcopy(stock))
+    if not any(p.requires_grad for p in backbone.parameters()):  # frozen from outside, as a teacher is
+        twin.requires_grad_(False)
+    return cost.report(cost.measure(twin, inputs, moments), after)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of a wrapper for distributed training, or the model itself."""
     return model.module if is_model_wrapper(model) else model
 
 
-def _node(config: dict, name: str) -> dict:
-    """The part of a model's config that describes its submodule ``name``."""
-    for key in name.split('.'):
-        config = config[key]
-    return config
+def _optimizers(runner) -> list[torch.optim.Optimizer]:
+    wrappers = getattr(runner.optim_wrapper, 'optim_wrappers', None) or {'': runner.optim_wrapper}
+    return [wrapper.optimizer for wrapper in wrappers.values()]
 
 
-def _parameters(model: nn.Module):
-    return ((f'{name}.{key}', p) for name, layer in computing_layers(model) for key, p in layer.named_parameters())
+def _optimizer_of(backbone: nn.Module, optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """The optimizer that holds parameters of a backbone; the first one if none does."""
+    inside = {id(p) for p in backbone.parameters()}
+    held = (o for o in optimizers if any(id(p) in inside for group in o.param_groups for p in group['params']))
+    return next(held, optimizers[0])
 
 
-def _images(model: nn.Module, batch, name: str) -> torch.Tensor:
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters of a model's computing layers by name."""
+    layers = computing_layers(model)
+    return {_join(name, key): p for name, layer in layers for key, p in layer.named_parameters()}
+
+
+def _join(*names: str) -> str:
+    return '.'.join(filter(None, names))
+
+
+def _images(model: nn.Module, batch, name: str) -> list[torch.Tensor]:
+    """The images of a training batch, by branch where a semi-supervised model has several."""
     inputs = model.data_preprocessor(batch, True)['inputs']
-    if not isinstance(inputs, torch.Tensor):
+    images = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    if not all(isinstance(image, torch.Tensor) for image in images):
         raise PlanError(
             f"replace.operator='full' of {name!r} has batch norms to calibrate, but the model's inputs are "
             f'{type(inputs).__name__}, not images: choose an operator without norms or norm_eval=False'
         )
-    return inputs
+    return images
 
 
 register(HOOKS, 'RepLHook', RepLHook)

@@ -84,22 +84,29 @@ class Plan:
 def differences(have: dict, want: dict) -> list[str]:
     """Readable differences between two plans as dicts; empty if weights of one fit the other.
 
-    What changes no weight's meaning (``detach``, which neighbour a removed block had) is not compared.
+    What changes no weight's meaning (``detach``, which neighbour a removed block had) is not compared. Nor is the name
+    of the class, which a subclass changes: it is told beside other differences.
     """
     lines = []
-    keys = ['backbone', 'depths', 'mode']
+    keys = ['depths', 'mode']
     if 'remove' not in (have.get('mode'), want.get('mode')):
         keys += ['operator'] + (['ratio'] if want.get('operator') not in ('conv', 'full') else [])
         if have.get('mode') == want.get('mode') == 'fuse':
             keys += ['fusion']
     for key in keys:
         if have.get(key) != want.get(key):
-            lines.append(f'{key}: {have.get(key)!r} in the checkpoint, {want.get(key)!r} in the model')
+            lines.append(_difference(key, have, want))
     places = [{(s['stage'], s['index']) for s in plan.get('slots', [])} for plan in (have, want)]
     for text, only in (('checkpoint', places[0] - places[1]), ('model', places[1] - places[0])):
         if only:
             lines.append(f'slots only in the {text}: {sorted(only)}')
+    if lines and have.get('backbone') != want.get('backbone'):
+        lines.insert(0, _difference('backbone', have, want))
     return lines
+
+
+def _difference(key: str, have: dict, want: dict) -> str:
+    return f'{key}: {have.get(key)!r} in the checkpoint, {want.get(key)!r} in the model'
 
 
 def _integer(value, key: str, low: int, high: int | None = None) -> int:

@@ -5,6 +5,8 @@ Builders and hooks are registered at mmengine's root registry as well, so that a
 this scope only: ``default_scope = 'repl_mm'``, or the prefix.
 """
 
+from collections.abc import Callable
+
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
@@ -12,6 +14,9 @@ from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry, root
+
+PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')  # scopes with stock backbones, and with RepL types of their own
+WEIGHTS = ('init_cfg', 'pretrained')  # settings of a backbone that say where its weights come from
 
 
 def _child(parent: Registry, *locations: str) -> Registry:
@@ -35,3 +40,33 @@ def register(registry: Registry, name: str, thing) -> None:
     """Register a thing in one of the registries above and at the root."""
     for where in (registry, registry.parent):
         where.register_module(name=name, module=thing)
+
+
+class _Children(dict):
+    """The children of a registry, by scope; ``added(child)`` is called with each that joins them."""
+
+    def __init__(self, children: dict, added: Callable[[Registry], None]):
+        super().__init__(children)
+        self.added = added
+
+    def __setitem__(self, scope: str, child: Registry) -> None:
+        super().__setitem__(scope, child)
+        self.added(child)
+
+
+def with_every_package(action: Callable[[Registry], None]) -> None:
+    """Call an action with every other package's registry of models: at once, or as soon as the package makes it.
+
+    ``type='mmdet.X'`` is looked up in mmdet's own registry and nowhere else, and within mmdet the prefix does not even
+    lead to the root's: what is to have such a type must stand in mmdet's registry. mmengine imports that when the
+    first config asks for it; importing it ourselves would load mmdet into every program that imports ``repl_mm``.
+    mmengine tells nobody of a new child, hence the dict that does, in a place that mmengine has no setter for.
+    """
+
+    def added(child: Registry) -> None:
+        if child.scope != MODELS.scope:
+            action(child)
+
+    for child in list(ROOT_MODELS.children.values()):
+        added(child)
+    ROOT_MODELS._children = _Children(ROOT_MODELS.children, added)

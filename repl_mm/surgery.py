@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from torch import nn
 
 from .checkpoint import attach_plan
-from .non_reentrant import make_non_reentrant
 from .computing_layers import ComputingLayer
 from .families import find_family
+from .non_reentrant import make_non_reentrant
 from .plan import KEYS, Plan, PlanError, make_plan
 
 

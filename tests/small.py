@@ -11,9 +11,6 @@ from repl_mm.families import find_family
 
 REPO = Path(__file__).resolve().parent.parent
 
-RESNET = dict(type='ResNet', base_channels=8, frozen_stages=1, norm_eval=True)  # as mmdet trains, an eighth as wide
-R18, R50 = dict(RESNET, depth=18), dict(RESNET, depth=50)
-
 TOKENS = dict(_scope_='mmseg', img_size=64, embed_dims=16, num_layers=6, num_heads=2, out_indices=(1, 5))
 SWIN = dict(type='SwinTransformer', embed_dims=8, depths=(2, 2, 4, 2), num_heads=(1, 2, 2, 4), window_size=4)
 PYRAMID = dict(embed_dims=8, num_layers=[2, 3, 2, 2], num_heads=[1, 2, 2, 4])
@@ -30,9 +27,76 @@ TRANSFORMERS = {
     'pcpvt': dict(TWINS, type='PCPVT', sr_ratios=[4, 2, 1], mlp_ratios=[4, 4, 4]),
     'svt': dict(TWINS, type='SVT'),
 }
+VIT = TRANSFORMERS['vit']
+PLAIN_R50 = dict(type='ResNet', depth=50, base_channels=8)
+D8 = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+V1C = dict(type='ResNetV1c', depth=50, base_channels=8, **D8)
+DCN = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
+ATTENTION = dict(type='GeneralizedAttention', spatial_range=-1, num_heads=2, attention_type='0010', kv_stride=2)
+CONTEXT = dict(type='ContextBlock', ratio=1 / 4)
+SOME_STAGES = (False, True, True, False)
+
+# name: settings; every served class has a row, and a new family adds its own
+STOCK = {
+    'r18': dict(type='ResNet', depth=18, base_channels=8),
+    'r34': dict(type='ResNet', depth=34, base_channels=8),
+    'r50': PLAIN_R50,
+    'r101': dict(type='ResNet', depth=101, base_channels=8),
+    'r152': dict(type='ResNet', depth=152, base_channels=8),
+    'frozen': dict(PLAIN_R50, frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True),
+    'bn in training': dict(PLAIN_R50, norm_eval=False),
+    'two stages': dict(PLAIN_R50, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1)),
+    'caffe': dict(PLAIN_R50, style='caffe'),
+    'deep stem': dict(PLAIN_R50, deep_stem=True),
+    'avg_down': dict(PLAIN_R50, avg_down=True),
+    'gn': dict(PLAIN_R50, norm_cfg=dict(type='GN', num_groups=2, requires_grad=True)),
+    'gn r18': dict(type='ResNet', depth=18, base_channels=8, norm_cfg=dict(type='GN', num_groups=2)),
+    'syncbn': dict(PLAIN_R50, norm_cfg=dict(type='SyncBN', requires_grad=True), norm_eval=False),
+    'weight standardization': dict(PLAIN_R50, conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='GN', num_groups=2)),
+    'with_cp': dict(PLAIN_R50, with_cp=True),
+    'd8': dict(PLAIN_R50, **D8),
+    'dcn': dict(PLAIN_R50, dcn=DCN, stage_with_dcn=SOME_STAGES),
+    'attention': dict(PLAIN_R50, plugins=[dict(cfg=ATTENTION, stages=SOME_STAGES, position='after_conv2')]),
+    'context': dict(PLAIN_R50, plugins=[dict(cfg=CONTEXT, stages=SOME_STAGES, position='after_conv3')]),
+    'v1d': dict(type='ResNetV1d', depth=50, base_channels=8),
+    'resnext': dict(type='ResNeXt', depth=50, groups=4, base_width=4, base_channels=8),
+    'resnext dcn': dict(
+        type='ResNeXt', depth=50, groups=4, base_width=4, base_channels=8, dcn=DCN, stage_with_dcn=SOME_STAGES
+    ),
+    'regnet 400mf': dict(type='RegNet', arch='regnetx_400mf'),
+    'regnet 800mf': dict(type='RegNet', arch='regnetx_800mf'),
+    'res2net': dict(type='Res2Net', depth=50, scales=4, base_width=4, base_channels=8),
+    'resnest': dict(type='ResNeSt', depth=50, base_channels=8, radix=2, reduction_factor=4),
+    'cifar': dict(_scope_='repl_mm', type='CifarResNet', depth=32, base_channels=8, out_indices=(0, 1, 2)),
+    'cifar b': dict(_scope_='repl_mm', type='CifarResNet', depth=20, base_channels=8, shortcut='B'),
+    'mmseg r50': dict(PLAIN_R50, _scope_='mmseg'),
+    'mmseg r18 v1c': dict(_scope_='mmseg', type='ResNetV1c', depth=18, base_channels=8, **D8),
+    'mmseg v1c': dict(_scope_='mmseg', contract_dilation=True, **V1C),
+    'mmseg multi_grid': dict(_scope_='mmseg', contract_dilation=True, multi_grid=(1, 2, 4), **V1C),
+    'mmseg resnest': dict(_scope_='mmseg', type='ResNeSt', depth=50, base_channels=8, **D8),
+    **TRANSFORMERS,
+    'vit no cls_token': dict(VIT, with_cls_token=False),
+    'vit cls_token put out': dict(VIT, output_cls_token=True, out_origin=True),
+    'vit norms': dict(VIT, pre_norm=True, patch_norm=True, final_norm=True, drop_rate=0.1, attn_drop_rate=0.1),
+    'vit partly frozen': dict(VIT, frozen_exclude=['layers.2', 'layers.5', 'pos_embed']),
+    'vit of other pictures': dict(VIT, img_size=48, interpolate_mode='bilinear', patch_size=8),
+    'vit with_cp': dict(VIT, with_cp=True, qkv_bias=False, act_cfg=dict(type='ReLU')),
+    'beit no bias': dict(TRANSFORMERS['beit'], qv_bias=False, final_norm=True, drop_path_rate=0.1),
+    'swin frozen': dict(SWIN, frozen_stages=2, patch_norm=False, qkv_bias=False),
+    'swin with_cp': dict(SWIN, with_cp=True, drop_path_rate=0.0),
+    'mmseg swin of another ratio': dict(SWIN, _scope_='mmseg', mlp_ratio=2.5),
+    'twins of one layer': dict(TRANSFORMERS['pcpvt'], depths=[1, 3, 2], sr_ratios=[4, 2, 1], mlp_ratios=[4, 4, 4]),
+    'mit with_cp': dict(TRANSFORMERS['mit'], with_cp=True, drop_rate=0.1),
+    'pvt with convolutions': dict(
+        TRANSFORMERS['pvt'], use_abs_pos_embed=False, use_conv_ffn=True, norm_after_stage=True
+    ),
+}
+
+# as mmdet trains
+R18, R50 = (dict(STOCK[name], frozen_stages=1, norm_eval=True) for name in ('r18', 'r50'))
 STILL = dict(drop_path_rate=0.0)  # no stochastic depth
 
-# name: (stock backbone, replace); a new family adds rows
+# name: (stock backbone, replace): what has to survive whatever is done to a model; a new family adds rows
 BACKBONES = {
     'basic': (R18, dict()),
     'basic_conv': (R18, dict(operator='conv', fusion='channel')),

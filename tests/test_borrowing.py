@@ -112,7 +112,9 @@ def test_jit_trace(name, folded, with_grad):
         repl_mm.fold(backbone)
     with torch.set_grad_enabled(with_grad):
         if name == 'full' and not folded:
-            with pytest.raises(RuntimeError, match=r"operator='full' synthesizes: call repl_mm.fold\(model.eval\(\)\)"):
+            with pytest.raises(
+                RuntimeError, match=r"operator='full' synthesizes: call repl_mm.fold\(model.eval\(\)\)"
+            ):
                 torch.jit.trace(backbone, images(), check_trace=False)
             return
         same(torch.jit.trace(backbone, images(), check_trace=False)(images())[0], wanted)

@@ -298,7 +298,9 @@ def test_a_damaged_plan_is_named():
 
 def as_format(backbone, number):
     """The state of a backbone as another format of files would have it; the first was a plan of bytes."""
-    state = {key: value.clone() + 1 if value.is_floating_point() else value for key, value in backbone.state_dict().items()}
+    state = {
+        key: value.clone() + 1 if value.is_floating_point() else value for key, value in backbone.state_dict().items()
+    }
     record = {**repl_mm.plan_of(backbone).to_dict(), **({} if number == 1 else dict(format=number))}
     kind = torch.uint8 if number == 1 else torch.float32
     return {**state, PLAN_KEY: torch.tensor(list(json.dumps(record).encode()), dtype=kind)}
@@ -324,7 +326,9 @@ def test_files_of_another_format_are_refused_in_one_line_and_nothing_is_loaded(n
         lambda: backbone.load_state_dict(torch.load(tmp_path / 'weights.pth')),
         lambda: load_checkpoint(backbone, str(tmp_path / 'weights.pth'), logger='current'),
     ):
-        with pytest.raises(repl_mm.PlanError, match=f'format {number!r}, nothing was loaded: expected 1 or 2') as error:
+        with pytest.raises(
+            repl_mm.PlanError, match=f'format {number!r}, nothing was loaded: expected 1 or 2'
+        ) as error:
             load()
         assert '\n' not in str(error.value)
         untouched(backbone, dict(before))

@@ -94,7 +94,7 @@ def test_errors_are_relative_to_leaving_the_blocks_out():
         ('layer3.1', pytest.approx(1)),
         ('outputs', pytest.approx(1)),
     ]
-    assert conversion.table(errors).splitlines()[2].split() == '| layer3.1 | 1 | 1.000 | 1.000 |'.split()
+    assert conversion.table(errors).splitlines()[2].split() == ['|', 'layer3.1', '|', '1', '|', '1.000', '|', '1.000', '|']
 
 
 def cifar_tiles(folder, split, num):

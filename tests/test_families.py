@@ -14,7 +14,7 @@ import small
 import torch
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from small import SWIN, TRANSFORMERS, blocks
+from small import STOCK, SWIN, TRANSFORMERS, V1C, blocks
 from torch import nn
 
 import repl_mm
@@ -22,67 +22,7 @@ from repl_mm import apply_repl, computing_layers, fold, plan_of
 from repl_mm.families import FAMILIES, find_family
 
 REPO = Path(__file__).resolve().parents[1]
-R50 = dict(type='ResNet', depth=50, base_channels=8)
-D8 = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
-V1C = dict(type='ResNetV1c', depth=50, base_channels=8, **D8)
-DCN = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
-ATTENTION = dict(type='GeneralizedAttention', spatial_range=-1, num_heads=2, attention_type='0010', kv_stride=2)
-CONTEXT = dict(type='ContextBlock', ratio=1 / 4)
-SOME_STAGES = (False, True, True, False)
-VIT = TRANSFORMERS['vit']
-
-BACKBONES = {
-    'r18': dict(type='ResNet', depth=18, base_channels=8),
-    'r34': dict(type='ResNet', depth=34, base_channels=8),
-    'r50': R50,
-    'r101': dict(type='ResNet', depth=101, base_channels=8),
-    'r152': dict(type='ResNet', depth=152, base_channels=8),
-    'frozen': dict(R50, frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True),
-    'bn in training': dict(R50, norm_eval=False),
-    'two stages': dict(R50, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1)),
-    'caffe': dict(R50, style='caffe'),
-    'deep stem': dict(R50, deep_stem=True),
-    'avg_down': dict(R50, avg_down=True),
-    'gn': dict(R50, norm_cfg=dict(type='GN', num_groups=2, requires_grad=True)),
-    'gn r18': dict(type='ResNet', depth=18, base_channels=8, norm_cfg=dict(type='GN', num_groups=2)),
-    'syncbn': dict(R50, norm_cfg=dict(type='SyncBN', requires_grad=True), norm_eval=False),
-    'weight standardization': dict(R50, conv_cfg=dict(type='ConvWS'), norm_cfg=dict(type='GN', num_groups=2)),
-    'with_cp': dict(R50, with_cp=True),
-    'd8': dict(R50, **D8),
-    'dcn': dict(R50, dcn=DCN, stage_with_dcn=SOME_STAGES),
-    'attention': dict(R50, plugins=[dict(cfg=ATTENTION, stages=SOME_STAGES, position='after_conv2')]),
-    'context': dict(R50, plugins=[dict(cfg=CONTEXT, stages=SOME_STAGES, position='after_conv3')]),
-    'v1d': dict(type='ResNetV1d', depth=50, base_channels=8),
-    'resnext': dict(type='ResNeXt', depth=50, groups=4, base_width=4, base_channels=8),
-    'resnext dcn': dict(
-        type='ResNeXt', depth=50, groups=4, base_width=4, base_channels=8, dcn=DCN, stage_with_dcn=SOME_STAGES
-    ),
-    'regnet 400mf': dict(type='RegNet', arch='regnetx_400mf'),
-    'regnet 800mf': dict(type='RegNet', arch='regnetx_800mf'),
-    'res2net': dict(type='Res2Net', depth=50, scales=4, base_width=4, base_channels=8),
-    'resnest': dict(type='ResNeSt', depth=50, base_channels=8, radix=2, reduction_factor=4),
-    'mmseg r50': dict(_scope_='mmseg', **R50),
-    'mmseg r18 v1c': dict(_scope_='mmseg', type='ResNetV1c', depth=18, base_channels=8, **D8),
-    'mmseg v1c': dict(_scope_='mmseg', contract_dilation=True, **V1C),
-    'mmseg multi_grid': dict(_scope_='mmseg', contract_dilation=True, multi_grid=(1, 2, 4), **V1C),
-    'mmseg resnest': dict(_scope_='mmseg', type='ResNeSt', depth=50, base_channels=8, **D8),
-    **TRANSFORMERS,
-    'vit no cls_token': dict(VIT, with_cls_token=False),
-    'vit cls_token put out': dict(VIT, output_cls_token=True, out_origin=True),
-    'vit norms': dict(VIT, pre_norm=True, patch_norm=True, final_norm=True, drop_rate=0.1, attn_drop_rate=0.1),
-    'vit partly frozen': dict(VIT, frozen_exclude=['layers.2', 'layers.5', 'pos_embed']),
-    'vit of other pictures': dict(VIT, img_size=48, interpolate_mode='bilinear', patch_size=8),
-    'vit with_cp': dict(VIT, with_cp=True, qkv_bias=False, act_cfg=dict(type='ReLU')),
-    'beit no bias': dict(TRANSFORMERS['beit'], qv_bias=False, final_norm=True, drop_path_rate=0.1),
-    'swin frozen': dict(SWIN, frozen_stages=2, patch_norm=False, qkv_bias=False),
-    'swin with_cp': dict(SWIN, with_cp=True, drop_path_rate=0.0),
-    'mmseg swin of another ratio': dict(SWIN, _scope_='mmseg', mlp_ratio=2.5),
-    'mit with_cp': dict(TRANSFORMERS['mit'], with_cp=True, drop_rate=0.1),
-    'pvt with convolutions': dict(
-        TRANSFORMERS['pvt'], use_abs_pos_embed=False, use_conv_ffn=True, norm_after_stage=True
-    ),
-}
-BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c')
+BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c', 'cifar')
 NO_FULL = ('dcn', 'resnext dcn', 'attention', 'context', 'svt')
 THOROUGH = ('r18', 'r50', 'with_cp', 'dcn', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid')  # all of REPLACE
 THOROUGH += tuple(TRANSFORMERS)
@@ -106,7 +46,7 @@ REPLACE = {
 
 def chosen(name, case):
     """Whether to test an entry of REPLACE with a backbone: what exists, and a part of it for most backbones."""
-    family = next(family for family in FAMILIES if BACKBONES[name]['type'] in family.BACKBONES)
+    family = next(family for family in FAMILIES if STOCK[name]['type'] in family.BACKBONES)
     if REPLACE[case].get('operator', family.OPERATORS[0]) not in family.OPERATORS:
         return False
     if (case == 'conv channel' and name not in BASIC) or ('full' in case and name in NO_FULL):
@@ -116,7 +56,7 @@ def chosen(name, case):
     )
 
 
-CASES = [pair for pair in itertools.product(BACKBONES, REPLACE) if chosen(*pair)]
+CASES = [pair for pair in itertools.product(STOCK, REPLACE) if chosen(*pair)]
 
 
 def build(settings, **kwargs):
@@ -128,13 +68,13 @@ def build(settings, **kwargs):
 
 
 def build_repl(name, replace):
-    return build(BACKBONES[name], type='RepL' + BACKBONES[name]['type'], replace=replace)
+    return build(STOCK[name], type='RepL' + STOCK[name]['type'], replace=replace)
 
 
 @functools.cache
 def stock(name):
     """The stock backbone; not to be changed."""
-    return build(BACKBONES[name])
+    return build(STOCK[name])
 
 
 @functools.cache
@@ -231,8 +171,9 @@ def test_remove_equals_stock_with_identities_in_transformers(name):
 def remove_and_compare(name, replace):
     after = build_repl(name, dict(replace, mode='remove'))
     before = copy.deepcopy(stock(name))
+    stages = find_family(before).stages(before)
     for stage, index in places(after):
-        find_family(before).stages(before)[stage][index] = Through()
+        stages[stage][index] = Through()
     outputs = []
     for backbone in (after, before):
         torch.manual_seed(0)  # of stochastic depth
@@ -334,7 +275,7 @@ def test_dilations_of_the_table_differ():
 @pytest.mark.parametrize('name', ['r50', 'mmseg v1c', 'vit', 'swin', 'pvt'])
 def test_plain_call_equals_the_registered_builder(name, replace):
     built = build_repl(name, replace)
-    backbone = build(BACKBONES[name])
+    backbone = build(STOCK[name])
     names = [prefix[:-1] for prefix in prefixes(backbone, places(built))]
     with torch.random.fork_rng():
         plan = apply_repl(backbone, **replace)
@@ -348,7 +289,7 @@ def test_prefixed_type_and_scopes():
     """One name, the class of the scope that asks for it."""
     for scope in ('mmdet', 'mmseg'):
         for prefix in ('', 'repl_mm.'):
-            backbone = build(R50, type=f'{prefix}RepLResNet', _scope_=scope)
+            backbone = build(STOCK['r50'], type=f'{prefix}RepLResNet', _scope_=scope)
             assert type(backbone).__module__ == f'{scope}.models.backbones.resnet'
             backbone = build(SWIN, type=f'{prefix}RepLSwinTransformer', _scope_=scope)
             assert type(backbone).__module__ == f'{scope}.models.backbones.swin'
@@ -387,7 +328,7 @@ def test_initialization_from_scratch_leaves_the_computing_layers_alone(name, ope
 def pretrained_like(name):
     """A stock network as training leaves it: residual branches that count, norm statistics of its own activations."""
     torch.manual_seed(0)
-    backbone = build(BACKBONES[name], norm_eval=False)
+    backbone = build(STOCK[name], norm_eval=False)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')

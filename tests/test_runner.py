@@ -84,7 +84,7 @@ def test_the_average_keeps_the_plan_and_is_what_validation_folds(trained, mini_c
     checkpoint = torch.load(Path(trained.work_dir) / 'epoch_2.pth')
     plan = encode_plan(repl_mm.plan_of(trained.model.backbone))
     for key, state in ((f'module.backbone.{PLAN_KEY}', 'ema_state_dict'), (f'backbone.{PLAN_KEY}', 'state_dict')):
-        assert checkpoint[state][key].dtype == torch.uint8
+        assert checkpoint[state][key].dtype == torch.float32
         torch.testing.assert_close(checkpoint[state][key], plan)
 
     name, layer = next(repl_mm.computing_layers(trained.model))

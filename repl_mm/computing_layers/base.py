@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .borrowing import Neighbour
 
-
 # where autocast may be on
 DEVICES = ['cpu', *([accelerator.type] if (accelerator := torch.accelerator.current_accelerator()) else [])]
 

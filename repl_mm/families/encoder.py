@@ -16,11 +16,28 @@ from .. import fusion
 from ..computing_layers import ComputingLayer, FullComputingLayer, TransformerComputingLayer, tensor_of
 from ..plan import Plan, PlanError
 from ..subclass import Specialized, specialize
+from .contract import missing
 
 OPERATORS = ('mixer', 'mlp', 'full')
 DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
 RATE = 30.0  # of the fusion coefficients: transformers are trained by AdamW, and their weights are of the size 1 / 30
+EXPECTED = 'encoder layers with norm1, attn, norm2 and ffn'
 START = 0.1  # of the last operator of a branch: a converted network starts near the network without the layer
+
+
+def lacking(block: nn.Module) -> list[str]:
+    """Return what a layer has not of the parts that computing layers borrow from and copy."""
+    found = missing(block, ('norm1.weight', 'attn', 'norm2.weight', 'ffn'))
+    if found:
+        return found
+    attn = getattr(block.attn, 'w_msa', block.attn)
+    projections = missing(attn, ('qkv.weight', 'proj.weight'))
+    if projections and missing(attn, ('attn.in_proj_weight', 'attn.out_proj.weight')):
+        return [f'attn.{name}' for name in projections]
+    maps = [m.weight for m in block.ffn.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if maps and (maps[0].shape[0] != maps[-1].shape[1] or _activation(block) is None):  # a gated one (SwiGLU)
+        return ['ffn of two layers with an activation between them']
+    return []
 
 
 def linears(block: nn.Module) -> list[nn.Module]:
@@ -144,11 +161,11 @@ def _synthesis(plan, neighbours, borrowed, role, shape, dim=0, start=1.0, bias=F
     return fusion.Synthesis(fusion.build_source(plan.mode, shape, shapes, dim, start, settings), None, bias)
 
 
-def _activation(block: nn.Module) -> nn.Module:
+def _activation(block: nn.Module) -> nn.Module | None:
     """The activation of a layer's MLP: its only leaf that neither has weights nor drops anything."""
     other = (nn.Linear, nn.Conv2d, nn.Dropout, nn.Identity)
     leaves = (m for m in block.ffn.modules() if not any(m.children()) and not isinstance(m, other))
-    return next(m for m in leaves if not _drops_paths(m))
+    return next((m for m in leaves if not _drops_paths(m)), None)
 
 
 def _drop(block: nn.Module) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from . import encoder
+from .contract import misfit_of_blocks
 from .encoder import DEFAULTS, OPERATORS, build  # noqa: F401  (part of the family)
 
 BACKBONES = (
@@ -31,9 +33,26 @@ class Blocks:
         self.layers[self.start + index] = layer
 
 
+def misfit(backbone: nn.Module) -> str | None:
+    """``layers`` holds a list for every stage: timm's PVTv2 and mmpretrain's Twins have none."""
+    found = {f'layers.{i}': stage for i, stage in enumerate(getattr(backbone, 'layers', ()))}
+    flat = [name for name, stage in found.items() if not isinstance(stage, nn.ModuleList)]
+    if not found:
+        wrong = 'it has no layers'
+    elif flat:
+        wrong = f'{flat[0]} ({type(found[flat[0]]).__name__}) is no list of layers'
+    else:
+        wrong = misfit_of_blocks({name: Blocks(_list_of(s)) for name, s in found.items()}, encoder.lacking)
+    return wrong and f'{wrong}; expected a list layers with one list for every stage, of {encoder.EXPECTED}'
+
+
 def stages(backbone: nn.Module) -> list[Blocks]:
     """The layers of each stage; MiT and PVT keep them between patch embedding and norm."""
-    return [Blocks(stage[1] if isinstance(stage[1], nn.ModuleList) else stage) for stage in backbone.layers]
+    return [Blocks(_list_of(stage)) for stage in backbone.layers]
+
+
+def _list_of(stage: nn.ModuleList) -> nn.ModuleList:
+    return stage[1] if len(stage) > 1 and isinstance(stage[1], nn.ModuleList) else stage
 
 
 def frozen(backbone: nn.Module) -> tuple:

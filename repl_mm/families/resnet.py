@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import fusion
 from ..computing_layers import ComputingLayer, FullComputingLayer, ResidualComputingLayer, tensor_of
 from ..plan import Plan, PlanError
+from .contract import misfit_of_blocks, missing_weights
 
 OPERATORS = ('separable', 'conv', 'full')
 DEFAULTS = dict(every=2, ratio=0.5, fusion=dict(type='mix', groups=2))
@@ -20,11 +21,27 @@ REFUSED = {
 }
 
 
+def misfit(backbone: nn.Module) -> str | None:
+    """Every block has the convolutions of a BasicBlock or of a Bottleneck, whoever wrote it."""
+    found = {name: getattr(backbone, name) for name in _names(backbone)}
+    wrong = misfit_of_blocks(found, _lacking) if found else 'it has no layer1'
+    return wrong and f'{wrong}; expected stages layer1, layer2, ... of blocks with conv1, conv2 and, if any, conv3'
+
+
+def _lacking(block: nn.Module) -> list[str]:
+    if hasattr(block, 'conv3') and not hasattr(block, 'conv2') and not hasattr(block, 'convs'):
+        return ['conv2']
+    names = dict.fromkeys(name for role in ('reduce', 'spatial', 'expand') for name in conv_names(block, role))
+    return missing_weights(block, names, dim=4)
+
+
+def _names(backbone: nn.Module) -> list[str]:
+    return [name for name in (f'layer{i}' for i in range(1, 10)) if hasattr(backbone, name)]
+
+
 def stages(backbone: nn.Module) -> list[nn.Sequential]:
     """The stages, each a Sequential of blocks."""
-    names = [f'layer{i}' for i in range(1, 10)]
-    names = getattr(backbone, 'res_layers', None) or [name for name in names if hasattr(backbone, name)]
-    return [getattr(backbone, name) for name in names]
+    return [getattr(backbone, name) for name in _names(backbone)]
 
 
 def frozen(backbone: nn.Module) -> range:

@@ -6,10 +6,25 @@ Neighbours have opposite window shifts. The light operators borrow MLPs, values 
 
 from torch import nn
 
+from . import encoder
+from .contract import misfit_of_blocks, missing
 from .encoder import DEFAULTS, OPERATORS, build, finish  # noqa: F401  (part of the family)
 
 BACKBONES = ('SwinTransformer',)
 REFUSED = {}
+
+
+def misfit(backbone: nn.Module) -> str | None:
+    """``stages`` hold their ``blocks``: timm's and torchvision's classes of this name have no stages."""
+    found = {f'stages.{i}': stage for i, stage in enumerate(getattr(backbone, 'stages', ()))}
+    without = [name for name, stage in found.items() if missing(stage, ['blocks'])]
+    if not found:
+        wrong = 'it has no stages'
+    elif without:
+        wrong = f'{without[0]} has no blocks'
+    else:
+        wrong = misfit_of_blocks({f'{name}.blocks': s.blocks for name, s in found.items()}, encoder.lacking)
+    return wrong and f'{wrong}; expected a list stages, each with a list blocks of {encoder.EXPECTED}'
 
 
 def stages(backbone: nn.Module) -> list[nn.ModuleList]:
@@ -19,7 +34,7 @@ def stages(backbone: nn.Module) -> list[nn.ModuleList]:
 
 def frozen(backbone: nn.Module) -> range:
     """``frozen_stages=k`` freezes the patch embedding and the stages 0 .. k-1."""
-    return range(max(0, min(backbone.frozen_stages, len(backbone.stages))))
+    return range(max(0, min(getattr(backbone, 'frozen_stages', -1), len(backbone.stages))))
 
 
 def openers(backbone: nn.Module) -> tuple:

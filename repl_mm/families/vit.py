@@ -7,10 +7,18 @@ from torch import nn
 
 from ..computing_layers import ComputingLayer
 from . import encoder
+from .contract import misfit_of_blocks
 from .encoder import DEFAULTS, OPERATORS, build  # noqa: F401  (part of the family)
 
 BACKBONES = ('VisionTransformer', 'BEiT', 'MAE')
 REFUSED = {}
+
+
+def misfit(backbone: nn.Module) -> str | None:
+    """``layers`` is a list of encoder layers: timm's and torchvision's classes of this name have none."""
+    layers = getattr(backbone, 'layers', None)
+    wrong = 'it has no layers' if layers is None else misfit_of_blocks(dict(layers=layers), encoder.lacking)
+    return wrong and f'{wrong}; expected a list layers of {encoder.EXPECTED}'
 
 
 def stages(backbone: nn.Module) -> list[nn.ModuleList]:
@@ -35,8 +43,9 @@ def finish(backbone: nn.Module) -> None:
     is left to mmengine, which does.
     """
     encoder.finish(backbone)
-    if isinstance(backbone.init_cfg, dict) and 'prefix' in backbone.init_cfg:
-        backbone.init_cfg = [backbone.init_cfg]
+    init_cfg = getattr(backbone, 'init_cfg', None)
+    if isinstance(init_cfg, dict) and 'prefix' in init_cfg:
+        backbone.init_cfg = [init_cfg]
     if hasattr(backbone, 'fix_init_weight'):
         nothing = SimpleNamespace(weight=torch.empty(0))  # MAE rescales these in place
         for layer in backbone.layers:

@@ -1,0 +1,129 @@
+"""What a family of backbones has to say, and the check that it says it."""
+
+import inspect
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from ..computing_layers import ComputingLayer
+from ..plan import Plan, PlanError, make_plan
+
+
+class Family(Protocol):
+    """A family of backbones: a module, or any other object, with these names.
+
+    It may also have ``finish(backbone)``, which is called when all computing layers are in place.
+
+    Attributes:
+        BACKBONES (Sequence[str]): Class names of the backbones that it serves; subclasses are served too.
+        REFUSED (Mapping[str, str]): Class names that it cannot serve, with the reason that users will read.
+        OPERATORS (Sequence[str]): Names of its operators, the default first.
+        DEFAULTS (Mapping): ``every``, ``ratio`` and ``fusion`` where ``replace`` does not give them.
+    """
+
+    BACKBONES: Sequence[str]
+    REFUSED: Mapping[str, str]
+    OPERATORS: Sequence[str]
+    DEFAULTS: Mapping
+
+    def misfit(self, backbone: nn.Module) -> str | None:
+        """What a backbone of a served name lacks or has otherwise than the family expects; None if it fits."""
+
+    def stages(self, backbone: nn.Module) -> Sequence:
+        """The stages, each with ``len(stage)``, ``stage[i]`` and ``stage[i] = layer``."""
+
+    def frozen(self, backbone: nn.Module) -> Iterable[int]:
+        """The stages that are not trained: they keep their blocks."""
+
+    def openers(self, backbone: nn.Module) -> Iterable[int]:
+        """The stages whose first block cannot be replaced, because it sets stride or width."""
+
+    def build(self, plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn.Module:
+        """The computing layer for a replaced block, between its one or two neighbours."""
+
+
+FUNCTIONS = dict(misfit=1, stages=1, frozen=1, openers=1, build=3)  # with the number of arguments
+TABLES = ('BACKBONES', 'REFUSED', 'OPERATORS', 'DEFAULTS')
+
+
+def check_family(family, taken: Container[str] = ()) -> None:
+    """Check everything that is known of a family before it is used.
+
+    Args:
+        family (module): What is to be a :class:`Family`.
+        taken (Container[str]): Names of types that exist already. Defaults to none.
+
+    Raises:
+        TypeError: Something is missing or of another kind; the message names it.
+        KeyError: A type for one of its backbones exists already.
+    """
+    title = f'the family {getattr(family, "__name__", None) or type(family).__name__!r}'
+    missing = [name for name in (*TABLES, *FUNCTIONS) if not hasattr(family, name)]
+    if missing:
+        raise TypeError(f'{title} has no {", ".join(missing)}: see repl_mm.families.contract.Family')
+    for name in ('BACKBONES', 'OPERATORS'):
+        value = getattr(family, name)
+        if not _names(value) or not value:
+            raise TypeError(f"{title}: {name}={value!r} is not valid: expected a tuple of names, such as ('A', 'B')")
+    if not isinstance(family.REFUSED, Mapping) or not _names([*family.REFUSED, *family.REFUSED.values()]):
+        raise TypeError(f'{title}: REFUSED={family.REFUSED!r} is not valid: expected a dict of names with reasons')
+    if not isinstance(family.DEFAULTS, Mapping) or {*family.DEFAULTS} != {'every', 'ratio', 'fusion'}:
+        raise TypeError(f'{title}: DEFAULTS={family.DEFAULTS!r} is not valid: expected every, ratio and fusion')
+    try:
+        make_plan('any', [3], operators=family.OPERATORS, defaults=family.DEFAULTS)
+    except (PlanError, TypeError, KeyError, AttributeError) as error:
+        raise TypeError(f'{title}: DEFAULTS={family.DEFAULTS!r} is not valid: {error!r}') from None
+    optional = dict(finish=1) if hasattr(family, 'finish') else {}
+    for name, count in (FUNCTIONS | optional).items():
+        _check_function(getattr(family, name), count, f'{title}: {name}')
+    types = [f'RepL{name}' for name in (*family.BACKBONES, *family.REFUSED)]
+    known = [name for i, name in enumerate(types) if name in taken or name in types[:i]]
+    if known:
+        raise KeyError(f'{title}: the type {known[0]!r} exists already')
+
+
+def _names(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
+
+
+def _check_function(function, count: int, title: str) -> None:
+    try:
+        inspect.signature(function).bind(*range(count))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f'{title} is not valid: expected a function of {count} arguments ({error})') from None
+
+
+def misfit_of_blocks(stages: Mapping, lacks: Callable[[nn.Module], list[str]]) -> str | None:
+    """Say what is wrong with the first block that lacks something, or with a stage that is no list: for misfits.
+
+    Args:
+        stages (Mapping): The stages by name. What stands there in place of blocks already is passed over.
+        lacks (callable): ``lacks(block)`` gives the names of what a block has not.
+    """
+    for name, stage in stages.items():
+        if not all(hasattr(stage, method) for method in ('__len__', '__getitem__', '__setitem__')):
+            return f'{name} ({type(stage).__name__}) is no list of blocks'
+        for index in range(len(stage)):
+            block = stage[index]
+            lacking = [] if isinstance(block, ComputingLayer) else lacks(block)
+            if lacking:
+                return f'{name}.{index} ({type(block).__name__}) has no {", ".join(lacking)}'
+    return None
+
+
+def missing(thing, names: Iterable[str]) -> list[str]:
+    """Which of these dotted names a thing has not: for :meth:`Family.misfit`."""
+    return [name for name in names if _find(thing, name) is None]
+
+
+def missing_weights(block: nn.Module, names: Iterable[str], dim: int) -> list[str]:
+    """Which of these dotted names are no part of a block with a ``weight`` of ``dim`` dimensions."""
+    weights = {name: _find(block, f'{name}.weight') for name in names}
+    return [name for name, weight in weights.items() if not isinstance(weight, Tensor) or weight.dim() != dim]
+
+
+def _find(thing, path: str):
+    for name in path.split('.'):
+        thing = getattr(thing, name, None)
+    return thing
