@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope='module')
 def data_root(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location('mini_dataset', ROOT / 'tools' / 'mini_dataset.py')
+    spec = importlib.util.spec_from_file_location('mini_dataset', ROOT / 'tools' / 'demo' / 'mini_dataset.py')
     mini = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mini)
     folder = tmp_path_factory.mktemp('hook') / 'mini'
