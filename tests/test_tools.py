@@ -490,6 +490,15 @@ def test_a_config_without_scope_loads_neither_mmdet_nor_mmseg(tmp_path):
     assert len(pickle.loads((tmp_path / 'out.pkl').read_bytes())) == 4
 
 
+def test_the_number_of_cores_is_known_where_the_system_does_not_say_which(monkeypatch):
+    spec = importlib.util.spec_from_file_location('install', ROOT / 'requirements' / 'install.py')
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    assert 1 <= install.count_cores() <= os.cpu_count()
+    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+    assert install.count_cores() == os.cpu_count()
+
+
 @pytest.mark.parametrize('script, needs', [('dist_train.sh', 2), ('dist_test.sh', 3), ('slurm_train.sh', 4)])
 def test_scripts_say_how_they_are_used(script, needs, tmp_path):
     done = run(script, *['x'] * (needs - 1), cwd=tmp_path)
