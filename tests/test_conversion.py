@@ -356,13 +356,15 @@ def preprocessors():
     for scope, kind in (('mmdet', 'DetDataPreprocessor'), ('mmdet', 'mmseg.SegDataPreprocessor')):
         yield scope, dict(type=kind, mean=mean, std=std, bgr_to_rgb=True), True
         yield scope, dict(type=kind, mean=mean, std=std), False
+    inner = dict(type='DetDataPreprocessor', mean=mean, std=std, bgr_to_rgb=True)
+    yield 'mmdet', dict(type='MultiBranchDataPreprocessor', data_preprocessor=inner), True
 
 
 @pytest.mark.parametrize(('scope', 'settings', 'rgb'), preprocessors())
 def test_pictures_are_normalized_as_the_model_does_it(scope, settings, rgb):
     pictures = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
     cfg = Config(dict(default_scope=scope, model=dict(data_preprocessor=settings)))
-    mean, std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([10, 20, 30], [1, 2, 4]))
     expected = ((pictures.flip(1) if rgb else pictures) - mean) / std
     with DefaultScope.overwrite_default_scope(scope):
         torch.testing.assert_close(convert.normalize(cfg, pictures), expected)

@@ -27,12 +27,11 @@ from rich.progress import track
 
 from repl_mm import apply_repl, conversion, cost
 from repl_mm.classification import ClsDataPreprocessor, classifier_head
+from repl_mm.classification.datasets import PICTURES
 from repl_mm.classification.transforms import LoadImage
 from repl_mm.registry import class_of
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 from repl_mm.surgery import check_keys
-
-PICTURES = ('.jpg', '.jpeg', '.png')
 
 
 def read_images(cfg, folder, num, shape):
@@ -87,6 +86,8 @@ def normalize(cfg, images):
         Tensor: float32, (N, 3, H, W).
     """
     settings = cfg.model.get('data_preprocessor') or {}
+    while 'data_preprocessor' in settings:  # of several branches, as semi-supervised detectors have
+        settings = settings['data_preprocessor']
     kind = class_of(MODELS, settings.get('type'), cfg.get('default_scope'))
     if isinstance(kind, type) and issubclass(kind, ClsDataPreprocessor):  # its images come in RGB order
         return MODELS.build(settings)(dict(inputs=images.flip(1), labels=torch.zeros(len(images))))['inputs']
