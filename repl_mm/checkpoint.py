@@ -53,7 +53,7 @@ def allow_mmengine_checkpoints() -> None:
         for function in (_reconstruct, scalar)
         for core in ('core', '_core')
     ]
-    numbers = [type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64')]
+    numbers = {type(np.dtype(code)) for code in ('?' + np.typecodes['AllInteger'] + np.typecodes['Float'])}
     methods = [*METHODS, (_method, 'builtins.getattr')]
     torch.serialization.add_safe_globals([np.ndarray, np.dtype, *numbers, *functions, *methods])
 

@@ -17,7 +17,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-TRANSFORMS = ('scalar', 'channel', 'mix', 'lowrank')
+TRANSFORMS = ('scalar', 'channel', 'mix')
+SHORTEST = 0.1  # of a row, relative to the root mean square length of the rows
 EPS = 1e-12
 
 
@@ -60,6 +61,23 @@ def align_channels(weight: Tensor, dim: int, length: int) -> Tensor:
     if length == 1:
         return weight.mean(dim, keepdim=True)
     return weight.index_select(dim, spread(length, weight.shape[dim]).to(weight.device))
+
+
+def row_lengths(matrix: Tensor) -> Tensor:
+    """Lengths of a matrix's rows, to divide by: no shorter than ``SHORTEST`` of their root mean square.
+
+    Trained networks have dead channels, whose rows are shorter than the others by many orders of magnitude. Brought to
+    unit length they would receive gradients that are as many orders too large.
+
+    Args:
+        matrix (Tensor): ``(rows, columns)``.
+
+    Returns:
+        Tensor: ``(rows,)``; 1 if all rows are 0.
+    """
+    lengths = matrix.norm(dim=1)
+    typical = lengths.norm() / math.sqrt(lengths.numel())
+    return torch.maximum(lengths, torch.where(typical > EPS, SHORTEST * typical, 1.0))
 
 
 class WeightSource(nn.Module):
@@ -123,13 +141,13 @@ class SharedWeight(WeightSource):
 class FusedWeight(WeightSource):
     r"""The learnable transformation: :math:`K = \sum_j T_j(\hat W_j)`.
 
-    :math:`\hat W_j` is the neighbour's weight as a matrix (hidden, outer), its rows of unit length if ``normalize``.
+    :math:`\hat W_j` is the neighbour's weight as a matrix (hidden, outer), its rows of unit length if ``normalize``
+    (see :func:`row_lengths`).
     ``T_j`` is
 
     * ``scalar``: one number per neighbour (``W_i = a W_(i-1) + b W_(i+1)``, arXiv 2410.01239);
     * ``channel``: one number per hidden channel and neighbour;
-    * ``mix``: a matrix that mixes hidden channels, block-diagonal with ``groups`` blocks;
-    * ``lowrank``: ``channel`` plus a mixing matrix of rank ``rank``.
+    * ``mix``: a matrix that mixes hidden channels, block-diagonal with ``groups`` blocks.
 
     ``scalar`` starts at the mean of the neighbours, scaled; the others start with every hidden unit taken whole from
     one neighbour, in turn: the surrogate starts as a sub-network of both blocks. All parameters are at least 1-d.
@@ -137,7 +155,6 @@ class FusedWeight(WeightSource):
     Args:
         type (str): One of ``TRANSFORMS``. Defaults to 'mix'.
         groups (int): Blocks of the mixing matrix; lowered to a common divisor of the channel counts. Defaults to 1.
-        rank (int): Rank for ``lowrank``. Defaults to 8.
         normalize (bool): Whether only the direction of a neighbour's rows counts, and ``start`` is their length;
             otherwise their length is kept, and ``start`` is a factor. Defaults to True.
         rate (float): The coefficients are ``rate`` times the parameters. Adam moves all parameters by steps of one
@@ -145,7 +162,7 @@ class FusedWeight(WeightSource):
             Defaults to 1.
     """
 
-    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, rank=8, normalize=True, rate=1.0):
+    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, normalize=True, rate=1.0):
         super().__init__(shape, neighbours, dim, start)
         self.normalize = normalize
         self.rate = rate
@@ -156,8 +173,6 @@ class FusedWeight(WeightSource):
         sizes = [n[dim] for n in self.neighbour_shapes]
         self.groups = math.gcd(groups, hidden, *sizes)
         self.coefficients = nn.ParameterList()
-        self.down = nn.ParameterList()
-        self.up = nn.ParameterList()
         # hidden units of unit length make output channels of length sqrt(hidden / out)
         scale = start * math.sqrt(self.shape[0] / hidden) if normalize else start
         for j, size in enumerate(sizes):
@@ -173,24 +188,17 @@ class FusedWeight(WeightSource):
             else:
                 coefficient = turn
             self.coefficients.append(nn.Parameter(coefficient / rate))
-            if type == 'lowrank':
-                rank_j = min(rank, hidden, size)
-                self.down.append(nn.Parameter(torch.randn(rank_j, size) / math.sqrt(size)))
-                self.up.append(nn.Parameter(torch.zeros(hidden, rank_j)))
 
     def transform(self, j: int, matrix: Tensor) -> Tensor:
         """``T_j`` of one neighbour's matrix: ``(hidden_j, outer)`` -> ``(hidden, outer)``."""
         coefficient = self.coefficients[j] * self.rate
-        length = matrix.norm(dim=1, keepdim=True).clamp_min(EPS) if self.normalize else matrix.new_ones(len(matrix), 1)
+        length = row_lengths(matrix)[:, None] if self.normalize else matrix.new_ones(len(matrix), 1)
         if self.type == 'mix':
             # the row lengths go into the small factor, so that no normalized copy of the weight is made
             factor = coefficient / length.view(self.groups, 1, -1)
             return torch.bmm(factor, matrix.view(self.groups, factor.shape[2], -1)).flatten(0, 1)
         hidden = self.shape[self.dim]
-        chosen = align_channels(matrix, 0, hidden) * (coefficient[:, None] / align_channels(length, 0, hidden))
-        if self.type == 'lowrank':
-            chosen = chosen + self.up[j] @ ((self.down[j] / length.t()) @ matrix)
-        return chosen
+        return align_channels(matrix, 0, hidden) * (coefficient[:, None] / align_channels(length, 0, hidden))
 
     def forward(self, weights: list[Tensor]) -> Tensor:
         return self.unmatrix(sum(self.transform(j, self.matrix(weight)) for j, weight in enumerate(weights)))
@@ -231,7 +239,7 @@ class Synthesis(nn.Module):
         """
         kernel = self.source(weights)
         if self.gain is not None:
-            scale = self.gain / kernel.flatten(1).norm(dim=1).clamp_min(EPS)
+            scale = self.gain / row_lengths(kernel.flatten(1))
             kernel = kernel * scale.view(-1, *[1] * (kernel.dim() - 1))
         return kernel, self.bias
 

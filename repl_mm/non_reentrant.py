@@ -16,7 +16,7 @@ class _NonReentrant(Specialized):
     """Checkpoints the whole block without reentrance, in place of the block's own ``with_cp``."""
 
     def forward(self, *args, **kwargs):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.jit.is_tracing():
             return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
         return super().forward(*args, **kwargs)
 

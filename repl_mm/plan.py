@@ -124,7 +124,7 @@ def _fusion(fusion, default: dict) -> dict:
         raise PlanError(f'replace.fusion={fusion!r} is not valid: expected a dict such as {default}')
     fusion = dict(fusion)
     kind = _choice(fusion.pop('type', default['type']), 'fusion.type', TRANSFORMS)
-    extra = {'mix': ('groups', default.get('groups', 1)), 'lowrank': ('rank', 8)}.get(kind)
+    extra = {'mix': ('groups', default.get('groups', 1))}.get(kind)
     checked = dict(type=kind)
     if extra:
         checked[extra[0]] = _integer(fusion.pop(extra[0], extra[1]), f'fusion.{extra[0]}', 1)

@@ -73,7 +73,10 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
         block = stages[slot.stage][slot.index]
         layers[slot] = family.build(plan, block, neighbours).to(next(block.parameters()))  # its device and precision
         borrowed += neighbours
+    names = {id(module): name for name, module in backbone.named_modules()}
     for slot, layer in layers.items():
+        for neighbour in layer.neighbours:
+            neighbour.name = names[id(neighbour.block)]
         stages[slot.stage][slot.index] = layer
     if plan.mode in ('fuse', 'share'):
         for block in borrowed:

@@ -205,7 +205,7 @@ CHANGED = {
     'slots': (dict(every=None, slots=[(1, 1), (3, 1)]), r'slots only in the checkpoint: \[\(2, 1\)\]'),
     'mode': (dict(mode='own'), "mode: 'fuse' in the checkpoint, 'own' in the model"),
     'remove': (dict(mode='remove'), "mode: 'fuse' in the checkpoint, 'remove' in the model"),
-    'operator': (dict(operator='pointwise'), "operator: 'separable' in the checkpoint, 'pointwise' in the model"),
+    'operator': (dict(operator='conv'), "operator: 'separable' in the checkpoint, 'conv' in the model"),
     'ratio': (dict(ratio=0.25), 'ratio: 0.5 in the checkpoint, 0.25 in the model'),
     'fusion': (dict(fusion='channel'), "fusion: .*'mix'.* in the checkpoint, .*'channel'.* in the model"),
     'depth': (dict(), r'depths: \[2, 2, 2, 2\] in the checkpoint, \[3, 4, 6, 3\] in the model'),

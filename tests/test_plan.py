@@ -102,7 +102,7 @@ def test_openers():
 
 
 def test_to_dict_survives_json():
-    plan = make_plan('ResNet', DEPTHS[50], frozen=[0], slots=[(3, 2)], fusion='lowrank', ratio=1)
+    plan = make_plan('ResNet', DEPTHS[50], frozen=[0], slots=[(3, 2)], fusion=dict(type='mix', groups=8), ratio=1)
     saved = plan.to_dict()
     assert json.loads(json.dumps(saved)) == saved
     assert saved == dict(
@@ -112,16 +112,16 @@ def test_to_dict_survives_json():
         mode='fuse',
         operator=plan.operator,
         ratio=1.0,
-        fusion=dict(type='lowrank', rank=8),
+        fusion=dict(type='mix', groups=8),
         detach=False,
     )
 
 
 def test_str():
     slots = [(2, 1), (2, 2), (3, 2)]
-    text = str(make_plan('ResNet', DEPTHS[50], slots=slots, operator='pointwise', ratio=0.5, fusion='scalar'))
+    text = str(make_plan('ResNet', DEPTHS[50], slots=slots, operator='conv', ratio=0.5, fusion='scalar'))
     assert text.splitlines() == [
-        "RepL plan of ResNet: 3 of 16 blocks replaced, mode='fuse', operator='pointwise', ratio=0.5, "
+        "RepL plan of ResNet: 3 of 16 blocks replaced, mode='fuse', operator='conv', ratio=0.5, "
         "fusion={'type': 'scalar'}, detach=False",
         '  stage 0: o o o',
         '  stage 1: o o o o',
@@ -156,8 +156,8 @@ def test_equal_plans_do_not_differ():
         (dict(mode='remove'), dict(operator='full'), ["mode: 'remove' in the checkpoint, 'fuse' in the model"]),
         (
             dict(operator='separable'),
-            dict(operator='pointwise'),
-            ["operator: 'separable' in the checkpoint, 'pointwise' in the model"],
+            dict(operator='conv'),
+            ["operator: 'separable' in the checkpoint, 'conv' in the model"],
         ),
         (dict(ratio=0.25), dict(ratio=0.5), ['ratio: 0.25 in the checkpoint, 0.5 in the model']),
         (

@@ -156,7 +156,7 @@ def repl_names(model) -> set[str]:
     return {name for name, p in model.named_parameters() if id(p) in inside}
 
 
-@pytest.mark.parametrize('replace', [dict(), dict(operator='full'), dict(fusion='lowrank'), dict(mode='own')])
+@pytest.mark.parametrize('replace', [dict(), dict(operator='full'), dict(fusion='channel'), dict(mode='own')])
 def test_custom_keys_reach_exactly_the_computing_layers(replace, mini_coco, tmp_path):
     cfg = detector_config(mini_coco, tmp_path, replace=replace)
     cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={'.repl.': dict(lr_mult=0.1, decay_mult=0.0)})
@@ -184,7 +184,7 @@ def test_longer_custom_keys_win_beside_one_for_the_backbone(name, roles):
 
 def test_no_parameter_is_a_scalar():
     """0-d parameters would get weight decay that is meant for matrices, and FSDP refuses them."""
-    for fusion in ('scalar', 'channel', 'mix', 'lowrank'):
+    for fusion in ('scalar', 'channel', 'mix'):
         for name, operator in (('basic', None), ('vit', 'mixer'), ('swin', 'full')):
             backbone = build_backbone(name, replace=dict(fusion=fusion, operator=operator))
             assert all(p.dim() > 0 for p in backbone.parameters())

@@ -11,8 +11,8 @@ from repl_mm.families import encoder
 R50 = dict(type='RepLResNet', depth=50, base_channels=8)
 FREE = 'stage 0 is frozen (frozen_stages), a computing layer there would never be trained'
 MODES = "'fuse', 'remove', 'share', 'own'"
-OPERATORS = "'separable', 'pointwise', 'narrow', 'conv', 'full'"
-TRANSFORMS = "'scalar', 'channel', 'mix', 'lowrank'"
+OPERATORS = "'separable', 'conv', 'full'"
+TRANSFORMS = "'scalar', 'channel', 'mix'"
 DCN = dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, False, False, True))
 CONTEXT = dict(type='ContextBlock', ratio=0.25)
 PLUGINS = dict(plugins=[dict(cfg=CONTEXT, stages=(False, False, False, True), position='after_conv3')])
@@ -75,16 +75,12 @@ TABLE = {
         ['replace.fusion.rank=4', "type='mix' takes 'type' and 'groups' only"],
     ),
     'groups=0': (dict(fusion=dict(type='mix', groups=0)), {}, ['replace.fusion.groups=0', 'of at least 1']),
-    'rank a string': (
-        dict(fusion=dict(type='lowrank', rank='4')),
-        {},
-        ["replace.fusion.rank='4'", 'an integer of at least 1'],
-    ),
+    'groups a string': (dict(fusion=dict(type='mix', groups='4')), {}, ["replace.fusion.groups='4'", 'of at least 1']),
     'detach a string': (dict(detach='no'), {}, ["replace.detach='no'", 'True or False']),
     'conv on bottleneck': (
         dict(operator='conv'),
         {},
-        ["replace.operator='conv'", 'bottleneck', "'separable', 'pointwise', 'narrow' or 'full'"],
+        ["replace.operator='conv'", 'bottleneck', "'separable' or 'full'"],
     ),
     'full with dcn': (dict(operator='full'), DCN, ["replace.operator='full'", 'dcn', 'a light operator such as']),
     'full with plugins': (

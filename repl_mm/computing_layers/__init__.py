@@ -1,21 +1,23 @@
 """Activation space: the computing layers that stand in the slots.
 
 A computing layer gets its weights from :mod:`repl_mm.fusion` and applies them to ``x``, the output of the preceding
-block. It holds its neighbours in a plain tuple: they are not its children, so their parameters appear once in
+block. Its neighbours are not its children (:mod:`.borrowing`): so their parameters appear once in
 ``parameters()`` and in checkpoints. All parameters of a computing layer have ``.repl.`` in their name, for
 ``paramwise_cfg.custom_keys``.
 """
 
-from .base import ComputingLayer, borrow, recomputed
+from .base import ComputingLayer, recomputed
+from .borrowing import BorrowError, tensor_of
 from .full import FullComputingLayer
 from .residual import ResidualComputingLayer
 from .transformer import TransformerComputingLayer
 
 __all__ = [
+    'BorrowError',
     'ComputingLayer',
     'FullComputingLayer',
     'ResidualComputingLayer',
     'TransformerComputingLayer',
-    'borrow',
     'recomputed',
+    'tensor_of',
 ]

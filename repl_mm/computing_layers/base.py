@@ -1,9 +1,17 @@
 """What all computing layers have in common: the identity, synthesized weights, recomputation, folding."""
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
+
+from .borrowing import Neighbour
+
+
+# where autocast may be on
+DEVICES = ['cpu', *([accelerator.type] if (accelerator := torch.accelerator.current_accelerator()) else [])]
 
 
 class ComputingLayer(nn.Module):
@@ -14,7 +22,8 @@ class ComputingLayer(nn.Module):
     Args:
         syntheses (dict[str, Synthesis]): How each operator's weight is made, by the operator's name; a name may hold
             dots. Defaults to none.
-        neighbours (tuple[nn.Module]): The preceding and, if there is one, the succeeding block. Defaults to none.
+        neighbours (tuple[nn.Module]): The blocks that lend weights: the preceding and, if there is one, the succeeding
+            block. Defaults to none, for free weights.
         neighbour_weights (callable): ``neighbour_weights(block, name)`` gives the list of a block's weights that the
             operator called ``name`` is synthesized from. Defaults to None.
         detach (bool): No gradient to the neighbours. Defaults to False.
@@ -28,9 +37,13 @@ class ComputingLayer(nn.Module):
         self.names = tuple(syntheses)
         if syntheses:
             self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
-        self.neighbours = tuple(neighbours)
+        self.neighbours = tuple(map(Neighbour, neighbours))
         self.neighbour_weights = neighbour_weights
         self.detach = detach
+        self.lent = {
+            name: [[tuple(weight.shape) for weight in neighbour_weights(block, name)] for block in neighbours]
+            for name in self.names
+        }
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if isinstance(x, Proxy):
@@ -47,17 +60,33 @@ class ComputingLayer(nn.Module):
         """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
         if not self.names:
             return ()
-        # Weight space stays in full precision under AMP: it is small, and norms are sensitive.
-        with torch.autocast(next(self.neighbours[0].parameters()).device.type, enabled=False):
-            return tuple(
-                self.repl[_key(name)](borrow(self.neighbours, self.neighbour_weights, name, self.detach))
-                for name in self.names
-            )
+        if not torch.compiler.is_compiling():
+            for neighbour in self.neighbours:
+                neighbour.check()
+        with full_precision():
+            return tuple(self.repl[_key(name)](self.borrow(name)) for name in self.names)
+
+    def borrow(self, name: str) -> list[Tensor]:
+        """The neighbours' weights for one operator: preceding first, then succeeding.
+
+        Raises:
+            BorrowError: A neighbour was changed so that they mean something else.
+        """
+        weights = [
+            weight
+            for neighbour, shapes in zip(self.neighbours, self.lent[name], strict=True)
+            for weight in neighbour.borrow(self.neighbour_weights, name, shapes)
+        ]
+        return [weight.detach() for weight in weights] if self.detach else weights
 
     def fold(self) -> None:
         """Synthesize once, for use in eval mode until :meth:`unfold`, ``train()`` or a load of weights."""
         with torch.no_grad():
-            self._folded = self.synthesize()
+            self.set_folded(self.synthesize())
+
+    def set_folded(self, weights: tuple) -> None:
+        """Keep (weight, bias) pairs for use in eval mode."""
+        self._folded = weights
 
     def weights(self) -> tuple:
         """What ``synthesize()`` gives; the folded result in eval mode, where there is one."""
@@ -72,25 +101,35 @@ class ComputingLayer(nn.Module):
             self.unfold()
         return super().train(mode)
 
+    def _apply(self, fn, *args, **kwargs):
+        super()._apply(fn, *args, **kwargs)
+        if self._folded is not None:  # what is folded goes where the parameters go
+            self.set_folded(tuple(tuple(t if t is None else fn(t) for t in pair) for pair in self._folded))
+        return self
+
     def _load_from_state_dict(self, *args, **kwargs):
         self.unfold()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def full_precision() -> ExitStack:
+    """A context in which no autocast is on: weight space is small, and norms are sensitive."""
+    stack = ExitStack()
+    for device in DEVICES:
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
 
 
 def recomputed(function, *args):
     """``function(*args)``; with gradients, its inner tensors are recomputed in backward instead of saved.
 
     The recomputation stops as soon as everything that was saved is there again: the last operator is not run twice.
+    ``torch.jit.trace`` cannot record it: there, all is saved.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.jit.is_tracing():
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return function(*args)
-
-
-def borrow(neighbours: tuple, neighbour_weights, name: str, detach: bool) -> list[Tensor]:
-    """The neighbours' weights for one operator: preceding first, then succeeding."""
-    weights = [weight for block in neighbours for weight in neighbour_weights(block, name)]
-    return [weight.detach() for weight in weights] if detach else weights
 
 
 def _key(name: str) -> str:

@@ -42,9 +42,9 @@ class FullComputingLayer(ComputingLayer):
         if hasattr(self.repl['block'], 'init_weights'):
             self.repl['block'].init_weights()
 
-    def fold(self) -> None:
-        super().fold()
-        for name, (weight, _) in zip(self.names, self._folded, strict=True):
+    def set_folded(self, weights: tuple) -> None:
+        super().set_folded(weights)
+        for name, (weight, _) in zip(self.names, weights, strict=True):
             setattr(*self.place(name), weight.detach())
 
     def unfold(self) -> None:
@@ -61,6 +61,11 @@ class FullComputingLayer(ComputingLayer):
     def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
         if self._folded and not self.training:
             return self.repl['block'](x, *args, **kwargs)
-        if self.with_cp and torch.is_grad_enabled():
+        if self.names and torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace cannot record weights that operator='full' synthesizes: call repl_mm.fold(model.eval()) "
+                'before'
+            )
+        if self.with_cp and torch.is_grad_enabled() and not torch.jit.is_tracing():
             return checkpoint(self.run, self.weights, x, *args, use_reentrant=False, **kwargs)
         return self.run(lambda: recomputed(self.weights), x, *args, **kwargs)

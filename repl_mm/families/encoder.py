@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import fusion
-from ..computing_layers import ComputingLayer, FullComputingLayer, TransformerComputingLayer
+from ..computing_layers import ComputingLayer, FullComputingLayer, TransformerComputingLayer, tensor_of
 from ..plan import Plan, PlanError
 from ..subclass import Specialized, specialize
 
@@ -50,13 +50,12 @@ def width(block: nn.Module) -> int:
     return block.norm2.weight.numel()
 
 
-def with_bias(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm | None, channels: int) -> Tensor:
+def with_bias(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm, channels: int) -> Tensor:
     """``W @ (gamma * x + beta) + b`` as one matrix ``(out, in + 1)``, its input channels aligned to ``channels``."""
     weight = weight.flatten(1)
     column = weight.new_zeros(len(weight)) if bias is None else bias
-    if norm is not None:
-        column = column + weight @ norm.bias
-        weight = weight * norm.weight
+    column = column + weight @ tensor_of(norm, 'bias')
+    weight = weight * tensor_of(norm, 'weight')
     return torch.cat([fusion.align_channels(weight, 1, channels), column[:, None]], 1)
 
 
@@ -75,11 +74,11 @@ def value(block: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the value of a layer's attention."""
     attn = getattr(block.attn, 'w_msa', block.attn)
     if hasattr(attn, 'qkv'):
-        weight, bias = attn.qkv.weight, attn.qkv.bias
+        weight, bias = tensor_of(attn.qkv, 'weight'), tensor_of(attn.qkv, 'bias')
         if bias is None and hasattr(attn, 'v_bias'):  # BEiT
-            return weight.chunk(3)[2], attn.v_bias
+            return weight.chunk(3)[2], tensor_of(attn, 'v_bias')
     else:
-        weight, bias = attn.attn.in_proj_weight, attn.attn.in_proj_bias
+        weight, bias = tensor_of(attn.attn, 'in_proj_weight'), tensor_of(attn.attn, 'in_proj_bias')
     return weight.chunk(3)[2], None if bias is None else bias.chunk(3)[2]
 
 
@@ -87,18 +86,26 @@ def weights(block: nn.Module, role: str, channels: int) -> list[Tensor]:
     """A layer's weight for a role, as a matrix; ``channels`` is the width of the replaced layer."""
     if role == 'fc1':
         fc1 = linears(block)[0]
-        return [with_bias(fc1.weight, fc1.bias, block.norm2, channels)]
+        return [with_bias(tensor_of(fc1, 'weight'), tensor_of(fc1, 'bias'), block.norm2, channels)]
     if role == 'spatial':
         conv = linears(block)[1]
-        return [torch.cat([conv.weight.flatten(1), conv.bias[:, None]], 1)]
+        return [torch.cat([tensor_of(conv, 'weight').flatten(1), tensor_of(conv, 'bias')[:, None]], 1)]
     if role == 'fc2':
-        return [scaled(linears(block)[-1].weight, getattr(block, 'gamma_2', None))]
+        return [scaled(tensor_of(linears(block)[-1], 'weight'), tensor_of(block, 'gamma_2'))]
     if role == 'value':
         return [with_bias(*value(block), block.norm1, channels)]
     if role == 'proj':
-        return [scaled(projection(block).weight, getattr(block, 'gamma_1', None))]
-    parameter = dict(block.named_parameters()).get(role)
-    return [] if parameter is None else [parameter]
+        return [scaled(tensor_of(projection(block), 'weight'), tensor_of(block, 'gamma_1'))]
+    return [] if (parameter := _parameter(block, role)) is None else [parameter]
+
+
+def _parameter(block: nn.Module, name: str) -> Tensor | None:
+    """A parameter by its dotted name, None if the block has none of it."""
+    path, _, leaf = name.rpartition('.')
+    try:
+        return tensor_of(block.get_submodule(path), leaf)
+    except AttributeError:
+        return None
 
 
 def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn.Module:
@@ -109,6 +116,8 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     """
     if plan.mode == 'remove':
         return ComputingLayer()
+    if plan.mode == 'own':
+        neighbours = ()  # they lend nothing
     channels = width(block)
     borrowed = functools.partial(weights, channels=channels)
     if plan.operator == 'full':

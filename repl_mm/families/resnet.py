@@ -2,16 +2,15 @@
 
 import copy
 import functools
-import operator
 
 import torch
 from torch import Tensor, nn
 
 from .. import fusion
-from ..computing_layers import ComputingLayer, FullComputingLayer, ResidualComputingLayer
+from ..computing_layers import ComputingLayer, FullComputingLayer, ResidualComputingLayer, tensor_of
 from ..plan import Plan, PlanError
 
-OPERATORS = ('separable', 'pointwise', 'narrow', 'conv', 'full')
+OPERATORS = ('separable', 'conv', 'full')
 DEFAULTS = dict(every=2, ratio=0.5, fusion=dict(type='mix', groups=2))
 BACKBONES = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'RegNet', 'Res2Net', 'ResNeSt', 'CifarResNet')
 REFUSED = {
@@ -60,8 +59,8 @@ def openers(backbone: nn.Module) -> range:
 def weights(block: nn.Module, role: str) -> list[Tensor]:
     """A block's weights for a role, each ``(out, in / groups, kh, kw)``; parts of one operator are joined."""
     if role.endswith('.weight'):
-        return [operator.attrgetter(role)(block)]
-    found = [operator.attrgetter(name)(block).weight for name in conv_names(block, role)]
+        return [tensor_of(block.get_submodule(role.removesuffix('.weight')), 'weight')]
+    found = [tensor_of(block.get_submodule(name), 'weight') for name in conv_names(block, role)]
     return [torch.cat(found)] if role == 'spatial' and len(found) > 1 else found
 
 
@@ -73,10 +72,12 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     """
     if plan.mode == 'remove':
         return ComputingLayer()
+    if plan.mode == 'own':
+        neighbours = ()  # they lend nothing
     if plan.operator == 'full':
         return _full(plan, block, neighbours)
-    spatial = operator.attrgetter(conv_names(block, 'spatial')[0])(block)
-    channels = operator.attrgetter(conv_names(block, 'expand')[0])(block).out_channels
+    spatial = block.get_submodule(conv_names(block, 'spatial')[0])
+    channels = block.get_submodule(conv_names(block, 'expand')[0]).out_channels
     hidden = max(1, round(plan.ratio * block.conv1.out_channels))
     kernel, dilation = spatial.kernel_size, spatial.dilation
     around = dict(padding=tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)), dilation=dilation)
@@ -88,17 +89,15 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         if hasattr(block, 'conv3'):
             raise PlanError(
                 "replace.operator='conv' is not valid for bottleneck blocks: one convolution at full width would cost "
-                "more than the block; expected 'separable', 'pointwise', 'narrow' or 'full'"
+                "more than the block; expected 'separable' or 'full'"
             )
         convs = dict(conv=(_last(plan, neighbours, 'conv', (channels, channels, *kernel)), around))
     else:
-        convs = dict(reduce=(light('reduce', (hidden, channels, 1, 1), gain=gain), {}))
-        if plan.operator == 'separable':
-            settings = dict(around, groups=hidden)
-            convs['spatial'] = (light('spatial', (hidden, 1, *kernel), gain=gain), settings)
-        elif plan.operator == 'narrow':
-            convs['spatial'] = (light('spatial', (hidden, hidden, *kernel), gain=gain), around)
-        convs['expand'] = (_last(plan, neighbours, 'expand', (channels, hidden, 1, 1), dim=1), {})
+        convs = dict(
+            reduce=(light('reduce', (hidden, channels, 1, 1), gain=gain), {}),
+            spatial=(light('spatial', (hidden, 1, *kernel), gain=gain), dict(around, groups=hidden)),
+            expand=(_last(plan, neighbours, 'expand', (channels, hidden, 1, 1), dim=1), {}),
+        )
     drop = getattr(block, 'drop_path', None)  # stochastic depth: CifarResNet and mmpretrain have it, mmdet does not
     return ResidualComputingLayer(convs, neighbours, weights, plan.detach, drop)
 
