@@ -97,7 +97,8 @@ def _frozen(*nets: nn.Module) -> Iterator[None]:
     try:
         for net in nets:
             unfold(net)  # folded weights would not follow the fit
-            net.eval().requires_grad_(False)
+            net.eval()
+            net.requires_grad_(False)
         yield
     finally:
         for module, training in modes:

@@ -360,7 +360,7 @@ def preprocessors():
     yield 'mmdet', dict(type='MultiBranchDataPreprocessor', data_preprocessor=inner), True
 
 
-@pytest.mark.parametrize(('scope', 'settings', 'rgb'), preprocessors())
+@pytest.mark.parametrize(('scope', 'settings', 'rgb'), list(preprocessors()))
 def test_pictures_are_normalized_as_the_model_does_it(scope, settings, rgb):
     pictures = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
     cfg = Config(dict(default_scope=scope, model=dict(data_preprocessor=settings)))
