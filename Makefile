@@ -16,7 +16,7 @@ $(VENV)/.installed: requirements/tested.txt requirements/install.py setup.cfg py
 	@touch $@
 
 demo: install
-	$(VENV)/bin/python tools/demo.py $(ARGS)
+	$(VENV)/bin/python tools/demo/demo.py $(ARGS)
 
 test: install
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -1,8 +1,8 @@
 """DeepLabV3+-R34-d8-RepL on the generated mini dataset in Cityscapes layout, in minutes on two CPU cores.
 
-From scratch; tools/demo.py starts its backbone from that of classification/resnetv1c34_repl_mini.py.
+From scratch; tools/demo/demo.py starts its backbone from that of classification/resnetv1c34_repl_mini.py.
 
-python tools/mini_dataset.py --layout cityscapes --size 64 64 --num-train 2000
+python tools/demo/mini_dataset.py --layout cityscapes --size 64 64 --num-train 2000
 """
 
 _base_ = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'

@@ -1,6 +1,6 @@
 """FCN with three stages of a ResNet-18, dilated to stride 8, RepL, on CamVid at half size.
 
-tools/camvid_to_mmseg.py makes data/camvid. The batch norms stay as pretrained (norm_eval).
+tools/dataset_converters/camvid_to_mmseg.py makes data/camvid. The batch norms stay as pretrained (norm_eval).
 On a few epochs no network differs from another: the stock one needs about 30 to be better than one without the
 replaced blocks.
 """

@@ -1,7 +1,7 @@
 """RetinaNet-R34-RepL from scratch on BCCD: 364 photographs of blood cells in three classes.
 
-The network has half the usual width, so that a run takes minutes on one CPU core. tools/voc_to_coco.py makes data/bccd
-from the published dataset.
+The network has half the usual width, so that a run takes minutes on one CPU core.
+tools/dataset_converters/voc_to_coco.py makes data/bccd from the published dataset.
 """
 
 _base_ = './retinanet_r50_repl_mini.py'

@@ -1,6 +1,6 @@
 """RetinaNet-R50-RepL on the generated mini dataset, in minutes on two CPU cores.
 
-From scratch; tools/demo.py starts its backbone from that of classification/resnet50_repl_mini.py.
+From scratch; tools/demo/demo.py starts its backbone from that of classification/resnet50_repl_mini.py.
 """
 
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'

@@ -1,6 +1,7 @@
 """DeiT-tiny-RepL with one convolution as head on CamVid: street scenes of 480x360 in 11 classes.
 
-tools/camvid_to_mmseg.py makes data/camvid; the weights are DeiT-tiny's, converted by mmseg's vit2mmseg.py.
+tools/dataset_converters/camvid_to_mmseg.py makes data/camvid; the weights are DeiT-tiny's, converted by mmseg's
+vit2mmseg.py.
 """
 
 _base_ = './_base_/camvid.py'

@@ -1,5 +1,12 @@
 """Replacement Learning (RepL) for MMDetection and MMSegmentation backbones."""
 
+try:
+    import mmengine as _mmengine  # noqa: F401
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"repl_mm needs torch and mmengine ({error}): pip install 'torch>=2.6' mmengine") from None
+
+from . import optim  # noqa: F401  (registers the optimizer wrapper)
 from .backbones import register_family
 from .checkpoint import allow_mmengine_checkpoints
 from .hook import RepLHook

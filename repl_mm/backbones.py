@@ -68,8 +68,8 @@ def stock_class(name: str) -> type:
                 f'installed here: expected one of {", ".join(s for s in PACKAGES if find_spec(s) is not None)}'
             )
     raise PlanError(
-        f"type='RepL{name}' needs a stock backbone {name!r}, which none of {', '.join(PACKAGES)} has here: install one "
-        'of them, or use a backbone that the installed one has'
+        f"type='RepL{name}' needs a stock backbone {name!r}, which none of {', '.join(PACKAGES)} has here: install "
+        'one of them, or use a backbone that the installed one has'
     )
 
 

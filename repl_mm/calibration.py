@@ -43,12 +43,14 @@ def calibrate(backbone: nn.Module, images: Iterable[Tensor]) -> int:
     if not norms:
         return 0
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = None  # cumulative average
-    for batch in images:
-        backbone(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval()
-        norm.momentum = momentum
+    try:
+        for norm in norms:
+            norm.train()
+            norm.momentum = None  # cumulative average
+        for batch in images:
+            backbone(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum
     return len(norms)

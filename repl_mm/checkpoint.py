@@ -131,7 +131,8 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     if saved is not None:
         refuse_difference(decode_plan(saved), plan, 'the checkpoint')
         print_log(
-            f'RepL: weights of the same plan for {type(backbone).__name__}: {len(loaded)} of {len(own)} tensors loaded',
+            f'RepL: weights of the same plan for {type(backbone).__name__}: {len(loaded)} of {len(own)} tensors '
+            'loaded',
             logger='current',
         )
         return

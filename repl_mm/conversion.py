@@ -7,20 +7,21 @@ of the backbone, because what reproduces a block best is not what serves the net
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
+from .augment import BatchCrop, BatchFlip
 from .calibration import calibrate
-from .classification import BatchCrop, BatchFlip
-from .surgery import computing_layers
+from .surgery import computing_layers, unfold
 from .tables import markdown
 
 LARGEST = 0.01  # root mean square that counts for larger parameters (gains) and for those at zero (biases)
+HELD_OUT = 8  # one image of so many is for the errors
 CACHE = 2**30  # bytes of inputs, and as many of targets, that the fit of one layer keeps
 
 
@@ -66,23 +67,51 @@ def convert(
         steps (int): Steps for all of them together, on shifted and mirrored images. Defaults to 300.
         batch (int): Images in a step. Defaults to 48.
         lr (float): Step size of Adam as a share of a parameter's root mean square; six times as much for one layer
-            alone. Coefficients differ in size by their number and by ``rate`` of :mod:`repl_mm.fusion`. Defaults to 0.1.
+            alone. Coefficients differ in size by their number and by ``rate`` of :mod:`repl_mm.fusion`. Defaults to
+            0.1.
         head (Callable | None): What a model makes of the backbone's outputs, a classifier its logits; it counts as one
             more output. Defaults to None.
 
     Returns:
         list[Error]: Of each computing layer, on the stock network's own activations, and of the outputs. Empty if no
         computing layer has parameters.
+
+    Raises:
+        ValueError: There are too few images; nothing is changed then.
     """
     layers = {name: layer for name, layer in computing_layers(backbone) if list(layer.parameters())}
     if not layers:
         return []
-    modes = [(net, net.training) for net in (backbone, stock)]
-    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    for net, _ in modes:
-        net.eval()
-    backbone.requires_grad_(False)
-    held_out, images = images.split([len(images) // 8, len(images) - len(images) // 8])
+    if len(images) < HELD_OUT:
+        raise ValueError(
+            f'images: {len(images)} are too few, expected at least {HELD_OUT}; one of {HELD_OUT} is held out'
+        )
+    with _frozen(backbone, stock):
+        return _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, head)
+
+
+@contextmanager
+def _frozen(*nets: nn.Module) -> Iterator[None]:
+    """Put networks into eval mode without gradients, and back into their own state, whatever happens meanwhile."""
+    modes = [(module, module.training) for net in nets for module in net.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for net in nets for p in net.parameters()]
+    try:
+        for net in nets:
+            unfold(net)  # folded weights would not follow the fit
+            net.eval()
+            net.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training  # not by train(), which knows one mode for all submodules
+        for parameter, required, grad in parameters:
+            parameter.requires_grad_(required)
+            parameter.grad = grad
+
+
+def _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, head) -> list[Error]:
+    """Do what :func:`convert` says, on networks in eval mode."""
+    held_out, images = images.split([len(images) // HELD_OUT, len(images) - len(images) // HELD_OUT])
     held_out, batches = held_out.split(batch), images.split(batch)
     calibrate(backbone, batches)  # operator='full' has norms of its own
 
@@ -91,13 +120,14 @@ def convert(
 
     before = _errors(layers, backbone, stock, held_out, results)
 
-    for name, layer in track(layers.items(), 'fitting block by block'):
-        inputs, rest, targets = _pairs(name, backbone, stock, batches)
+    with closing(track(layers.items(), 'fitting block by block')) as items:
+        for name, layer in items:
+            inputs, rest, targets = _pairs(name, backbone, stock, batches)
 
-        def block_loss(chosen, layer=layer, inputs=inputs, rest=rest, targets=targets):
-            return F.mse_loss(layer(inputs[chosen], *rest), targets[chosen]) / targets.var()
+            def block_loss(chosen, layer=layer, inputs=inputs, rest=rest, targets=targets):
+                return F.mse_loss(layer(inputs[chosen], *rest), targets[chosen]) / targets.var()
 
-        _fit([layer], block_loss, len(inputs), block_steps, batch, 6 * lr)
+            _fit([layer], block_loss, len(inputs), block_steps, batch, 6 * lr)
 
     shift, mirror = BatchCrop(images.shape[-1] // 8), BatchFlip()
 
@@ -109,10 +139,6 @@ def convert(
 
     _fit(layers.values(), loss, len(images), steps, batch, lr, 'fitting together')
     after = _errors(layers, backbone, stock, held_out, results)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    for net, mode in modes:
-        net.train(mode)
     return [Error(name, before[name], after[name]) for name in before]
 
 
@@ -143,11 +169,12 @@ def _fit(
     groups = [dict(params=[p], lr=lr * min(size, LARGEST)) for p, size in zip(parameters, sizes, strict=True)]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    for _ in track(range(steps), progress or '', disable=progress is None):
-        optimizer.zero_grad()
-        loss(torch.randint(num, (min(batch, num),))).backward()
-        optimizer.step()
-        schedule.step()
+    with closing(track(range(steps), progress or '', disable=progress is None)) as numbers:
+        for _ in numbers:
+            optimizer.zero_grad()
+            loss(torch.randint(num, (min(batch, num),))).backward()
+            optimizer.step()
+            schedule.step()
     optimizer.zero_grad()
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -166,13 +193,12 @@ def _record(net: nn.Module, name: str, batches: Iterable[Tensor], limit: float =
         records.append((args, output))
         raise _Reached
 
-    handle = net.get_submodule(name).register_forward_hook(hook)
-    for batch in batches:
-        with suppress(_Reached):
-            net(batch)
-        if sum(output.nbytes for _, output in records) > limit:
-            break
-    handle.remove()
+    with net.get_submodule(name).register_forward_hook(hook):
+        for batch in batches:
+            with suppress(_Reached):
+                net(batch)
+            if sum(output.nbytes for _, output in records) > limit:
+                break
     return records
 
 
@@ -201,8 +227,8 @@ def _errors(layers: dict[str, nn.Module], backbone, stock, batches, results: Cal
         return sum(_distance(results(backbone(x)), results(stock(x))) * len(x) for x in batches)
 
     fitted = distance()
-    handles = [layer.register_forward_hook(lambda _, args, output: args[0]) for layer in layers.values()]
-    errors['outputs'] = float(fitted / distance())
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for layer in layers.values():
+            hooks.enter_context(layer.register_forward_hook(lambda _, args, output: args[0]))
+        errors['outputs'] = float(fitted / distance())
     return errors

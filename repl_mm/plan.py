@@ -183,8 +183,8 @@ def make_plan(
         slots (Sequence[tuple[int, int]] | None): Explicit (stage, index) pairs instead of ``every``. Defaults to None.
         mode (str): 'fuse' (RepL), 'remove', 'share' or 'own'. Defaults to 'fuse'.
         operator (str | None): One of ``operators``. Defaults to None, the first of them.
-        ratio (float | None): Hidden width of the light operators relative to the replaced block's. Defaults to None, the
-            family's.
+        ratio (float | None): Hidden width of the light operators relative to the replaced block's. Defaults to None,
+            the family's.
         fusion (dict | str | None): The learnable transformation. Defaults to None, the family's.
         detach (bool): No gradient to the neighbours through the computing layers. Defaults to False.
 

@@ -1,6 +1,6 @@
 """The registries of scope ``repl_mm``: a config may say ``type='repl_mm.RepLResNet'`` without any import.
 
-Builders and hooks are registered at mmengine's root registry as well, so that after
+Builders, hooks and optimizer wrappers are registered at mmengine's root registry as well, so that after
 ``custom_imports = dict(imports=['repl_mm'])`` the plain names work in every scope. What is for classification is in
 this scope only: ``default_scope = 'repl_mm'``, or the prefix.
 """
@@ -12,6 +12,7 @@ from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry, root
 
@@ -25,6 +26,7 @@ def _child(parent: Registry, *locations: str) -> Registry:
 
 MODELS = _child(ROOT_MODELS, 'backbones', 'classification')
 HOOKS = _child(ROOT_HOOKS, 'hook')
+OPTIM_WRAPPERS = _child(ROOT_OPTIM_WRAPPERS, 'optim')
 DATASETS = _child(ROOT_DATASETS, 'classification')
 METRICS = _child(ROOT_METRICS, 'classification')
 FUNCTIONS = _child(ROOT_FUNCTIONS, 'classification')
@@ -34,6 +36,23 @@ TRANSFORMS = _child(ROOT_TRANSFORMS, 'classification.transforms')
 for _parent in [found for found in vars(root).values() if isinstance(found, Registry)]:
     if 'repl_mm' not in _parent.children:
         _child(_parent)
+
+
+def class_of(registry: Registry, kind, scope: str | None):
+    """The class that a config's ``type`` names, with a scope or without; it may be the class itself.
+
+    Args:
+        registry (Registry): A root registry.
+        kind (str | type): The ``type``.
+        scope (str | None): The config's ``default_scope``.
+
+    Returns:
+        type | None: None if there is no such class.
+    """
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(scope) as found:
+        return found.get(kind)
 
 
 def register(registry: Registry, name: str, thing) -> None:

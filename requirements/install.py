@@ -1,4 +1,4 @@
-"""Makes a virtual environment and installs the tested stack and this package into it.
+"""Make a virtual environment and installs the tested stack and this package into it.
 
 ``python requirements/install.py .venv`` is what ``make install`` runs. The order of its steps matters: mmcv is
 compiled against the torch, setuptools and ninja that are already in the environment, so these come first, and what
@@ -22,12 +22,12 @@ MMCV_CORE_MINUTES = 16  # without CUDA
 
 
 def stop(message):
-    """Ends the installation with one line."""
+    """End the installation with one line."""
     sys.exit(f'install: {message}')
 
 
 def check_machine():
-    """Stops if this Python or the compiler cannot build the stack."""
+    """Stop if this Python or the compiler cannot build the stack."""
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         low, high = ('.'.join(map(str, version)) for version in PYTHONS)
         stop(f'Python {low} to {high} is needed, this is {sys.version.split()[0]} ({sys.executable}); set PYTHON=...')
@@ -39,7 +39,7 @@ def check_machine():
 
 
 def make_venv(folder):
-    """Makes the virtual environment ``folder`` if it is not there and returns its Python."""
+    """Make the virtual environment ``folder`` if it is not there and returns its Python."""
     python = folder / 'bin' / 'python'
     if not python.exists():
         try:
@@ -56,7 +56,7 @@ def succeeds(python, code):
 
 
 def pip_install(python, *args, env=None, report=None):
-    """Runs ``pip install`` with the tested versions as constraints and stops if it fails.
+    """Run ``pip install`` with the tested versions as constraints and stops if it fails.
 
     Args:
         python (Path): Python of the environment.
@@ -76,8 +76,13 @@ def pip_install(python, *args, env=None, report=None):
         stop(f'pip failed with exit code {process.returncode} on: {" ".join(map(str, args))}')
 
 
+def count_cores():
+    """Return the number of cores that this process may use; of the machine, where the system cannot tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def install_mmcv(python, *args):
-    """Compiles mmcv with its operators and says meanwhile how far it is."""
+    """Compile mmcv with its operators and says meanwhile how far it is."""
     has_cuda = 'import sys, torch; sys.exit(not torch.cuda.is_available())'
     has_nvcc = 'import sys; from torch.utils.cpp_extension import CUDA_HOME; sys.exit(not CUDA_HOME)'
     if succeeds(python, has_cuda) and not succeeds(python, has_nvcc):
@@ -85,7 +90,7 @@ def install_mmcv(python, *args):
             'this machine has a CUDA device but no nvcc to compile mmcv for it: install the CUDA toolkit of '
             'the version that torch was built with and set CUDA_HOME, or install for the CPU (CUDA_VISIBLE_DEVICES=-1)'
         )
-    jobs = os.environ.get('MAX_JOBS') or str(len(os.sched_getaffinity(0)))
+    jobs = os.environ.get('MAX_JOBS') or str(count_cores())
     minutes = MMCV_CORE_MINUTES / int(jobs)
     print(f'mmcv is compiled now: about {minutes:.0f} minutes on {jobs} cores, longer with CUDA', flush=True)
     start = time.monotonic()

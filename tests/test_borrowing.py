@@ -1,4 +1,4 @@
-"""What happens to blocks from which weights are borrowed: what means the same stays right, what does not is refused."""
+"""What happens to blocks that lend their weights: what means the same stays right, what does not is refused."""
 
 import copy
 import math

@@ -15,7 +15,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from operator_study import MEAN, STD, ResNet, accuracy
 from small import BACKBONES, REPO, build, images
 from test_classification import write_cifar
 from test_tools import detector, run, run_well
@@ -23,8 +22,10 @@ from torch import nn
 
 import repl_mm
 from repl_mm import conversion
-from repl_mm.classification import CifarResNet
+from repl_mm.classification import CifarResNet, ClsDataPreprocessor, ImageClassifier, classifier_head
 
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 FITTED = ['basic', 'bottleneck', 'adjacent', 'full', 'v1d', 'own', 'share', 'vit', 'beit', 'swin', 'mit', 'pvt']
 
 
@@ -94,7 +95,121 @@ def test_errors_are_relative_to_leaving_the_blocks_out():
         ('layer3.1', pytest.approx(1)),
         ('outputs', pytest.approx(1)),
     ]
-    assert conversion.table(errors).splitlines()[2].split() == ['|', 'layer3.1', '|', '1', '|', '1.000', '|', '1.000', '|']
+    assert conversion.table(errors).splitlines()[2].split() == [
+        '|',
+        'layer3.1',
+        '|',
+        '1',
+        '|',
+        '1.000',
+        '|',
+        '1.000',
+        '|',
+    ]
+
+
+@pytest.mark.parametrize('name', ['basic', 'full', 'vit'])
+@pytest.mark.parametrize('call', [2, 5])  # of 3 in the fit of the block, and 3 in the fit of all together
+def test_an_interrupted_conversion_leaves_no_trace_but_fitted_weights(name, call):
+    stock, backbone = stock_and_converted(*BACKBONES[name])
+    # not the mode of all: mm's own frozen stages and norms, and what a user has frozen
+    next(module for key, module in backbone.named_modules() if key.endswith(('bn1', 'ln1'))).eval()
+    for parameter in list(backbone.parameters())[::3]:
+        parameter.requires_grad_(False)
+    nets = (backbone, stock)
+    modes = [module.training for net in nets for module in net.modules()]
+    trained = [parameter.requires_grad for net in nets for parameter in net.parameters()]
+    before = copy.deepcopy(backbone.state_dict())
+    assert len(set(modes)) == len(set(trained)) == 2
+    calls = []
+
+    def interrupt(module, args):
+        calls.extend(args[:1] if torch.is_grad_enabled() else ())
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    layer = next(layer for _, layer in repl_mm.computing_layers(backbone))
+    with layer.register_forward_pre_hook(interrupt):
+        for _ in range(2):  # the second time no display of progress is in the way
+            calls.clear()
+            with pytest.raises(KeyboardInterrupt):
+                conversion.convert(backbone, stock, images(16), block_steps=3, steps=3, batch=4)
+    assert modes == [module.training for net in nets for module in net.modules()]
+    assert trained == [parameter.requires_grad for net in nets for parameter in net.parameters()]
+    assert all(parameter.grad is None for net in nets for parameter in net.parameters())
+    assert not any(module._forward_hooks for net in nets for module in net.modules())
+    assert all(module.momentum is not None for module in backbone.modules() if isinstance(module, nn.BatchNorm2d))
+    after = backbone.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items() if '.repl.' not in key)
+
+
+@pytest.mark.parametrize('at', ['_record', '_errors'])
+def test_hooks_are_removed_where_a_network_fails(at):
+    stock, backbone = stock_and_converted(*BACKBONES['basic'])
+    calls = []
+
+    def fail(module, args):
+        calls.append(args)
+        if at == '_record' or len(calls) > 1:  # the second time the layers are left out
+            raise RuntimeError('out of memory')
+
+    target = stock.conv1 if at == '_record' else backbone.conv1
+    handle = target.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        conversion.convert(backbone, stock, images(16), block_steps=1, steps=1)
+    handle.remove()
+    assert not any(module._forward_hooks for net in (stock, backbone) for module in net.modules())
+    assert all(parameter.requires_grad for parameter in backbone.layer4.parameters())
+
+
+def test_modes_of_submodules_are_kept():
+    """``train()`` of the whole backbone would set a norm, which a user has put into eval mode, to train mode."""
+    stock, backbone = stock_and_converted(dict(BACKBONES['basic'][0], norm_eval=False), BACKBONES['basic'][1])
+    backbone.layer3[0].bn2.eval()
+    stock.eval()
+    conversion.convert(backbone, stock, images(16), block_steps=1, steps=1)
+    assert backbone.training and backbone.layer3[0].bn1.training and not backbone.layer3[0].bn2.training
+    assert not any(module.training for module in stock.modules())
+
+
+def test_too_few_images_are_refused_before_anything_is_changed():
+    stock, backbone = stock_and_converted(*BACKBONES['full'])
+    before = copy.deepcopy(backbone.state_dict())
+    with pytest.raises(ValueError, match='images: 7 are too few, expected at least 8') as error:
+        conversion.convert(backbone, stock, images(7), block_steps=1, steps=1)
+    assert '\n' not in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    errors = conversion.convert(backbone, stock, images(8), block_steps=1, steps=1)
+    assert all(np.isfinite([error.before, error.after]).all() for error in errors)
+
+
+def test_a_folded_backbone_is_fitted_as_it_is():
+    stock, backbone = stock_and_converted(*BACKBONES['basic'])
+    backbone.eval()
+    other = copy.deepcopy(backbone)
+    repl_mm.fold(backbone)
+    results = []
+    for net in (other, backbone):
+        torch.manual_seed(0)
+        results.append(conversion.convert(net, stock, images(16), block_steps=3, steps=3))
+    assert results[0] == results[1]
+
+
+class ResNet(CifarResNet):
+    """ResNet-32 with its linear layer, named as in the public weights."""
+
+    def __init__(self):
+        super().__init__(depth=32)
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.linear(super().forward(x)[0].mean((2, 3)))
+
+
+@torch.no_grad()
+def accuracy(net, images, labels):
+    hits = [int((net(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)]
+    return sum(hits) / len(labels)
 
 
 def cifar_tiles(folder, split, num):
@@ -190,7 +305,7 @@ def test_a_classifier_is_converted_fitted_and_loads(config, names, pictures, tmp
     config = write_config(tmp_path, config)
     stock = build_model(config, stock=True)
     torch.save(NAMES[names](stock), tmp_path / 'stock.pth')
-    options = ['--calibrate', pictures, '--shape', 32, 32, '--steps', 3, '--block-steps', 3, '--batch', 4]
+    options = ['--fit', pictures, '--shape', 32, 32, '--steps', 3, '--block-steps', 3, '--batch', 4]
     log = run_well('convert.py', 'stock.pth', config, 'new/out.pth', *options, cwd=tmp_path)
     assert 'RepL plan of' in log and '| outputs | 1 |' in log and 'on 2 held-out images' in log
     assert 'no place' not in log
@@ -211,7 +326,7 @@ def test_the_datasets_own_images_and_a_stock_config(tmp_path):
     config = write_config(tmp_path, 'resnet')
     stock = build_model(config, stock=True)
     torch.save(stock.backbone.state_dict(), tmp_path / 'stock.pth')
-    options = ['--calibrate', 'data', '--num', 24, '--steps', 2, '--block-steps', 2]
+    options = ['--fit', 'data', '--num', 24, '--steps', 2, '--block-steps', 2]
     assert 'on 3 held-out images' in run_well('convert.py', 'stock.pth', config, 'out.pth', *options, cwd=tmp_path)
 
     plain = tmp_path / 'plain.py'
@@ -226,9 +341,57 @@ def test_logits_count_in_the_fit_whether_or_not_there_is_a_teacher(name):
     cfg = Config.fromfile(REPO / 'configs' / 'classification' / f'{name}.py')
     torch.manual_seed(0)
     weight, bias, features = torch.randn(10, 64), torch.randn(10), torch.randn(2, 64, 8, 8)
-    head = convert.classifier_head(cfg, {'head.weight': weight, 'head.bias': bias})
+    head = classifier_head(cfg, {'head.weight': weight, 'head.bias': bias})
     torch.testing.assert_close(head((features,)), features.mean((2, 3)) @ weight.T + bias)
-    assert convert.classifier_head(cfg, {'head.weight': weight[:5], 'head.bias': bias[:5]}) is None
+    assert classifier_head(cfg, {'head.weight': weight[:5], 'head.bias': bias[:5]}) is None
+
+
+@pytest.mark.parametrize('kind', ['repl_mm.ImageClassifier', ImageClassifier])
+def test_a_classifier_is_known_by_its_class(kind):
+    cfg = Config.fromfile(REPO / 'configs' / 'classification' / 'resnet32_repl_cifar10.py')
+    weights = {'head.weight': torch.zeros(10, 64), 'head.bias': torch.arange(10.0)}
+    cfg.model.type = kind
+    assert torch.equal(classifier_head(cfg, weights)((torch.randn(1, 64, 8, 8),)), weights['head.bias'][None])
+    cfg.model.type = 'mmengine.BaseModel'
+    assert classifier_head(cfg, weights) is None
+
+
+def preprocessors():
+    """Ways to say in a config how pictures are normalized, and whether they become RGB."""
+    mean, std = [10, 20, 30], [1, 2, 4]
+    yield 'repl_mm', dict(type='ClsDataPreprocessor', mean=mean, std=std), True
+    yield 'repl_mm', dict(type='repl_mm.ClsDataPreprocessor', mean=mean, std=std), True
+    yield None, dict(type='repl_mm.ClsDataPreprocessor', mean=mean, std=std), True
+    yield None, dict(type=ClsDataPreprocessor, mean=mean, std=std), True
+    for scope, kind in (('mmdet', 'DetDataPreprocessor'), ('mmdet', 'mmseg.SegDataPreprocessor')):
+        yield scope, dict(type=kind, mean=mean, std=std, bgr_to_rgb=True), True
+        yield scope, dict(type=kind, mean=mean, std=std), False
+    inner = dict(type='DetDataPreprocessor', mean=mean, std=std, bgr_to_rgb=True)
+    yield 'mmdet', dict(type='MultiBranchDataPreprocessor', data_preprocessor=inner), True
+
+
+@pytest.mark.parametrize(('scope', 'settings', 'rgb'), list(preprocessors()))
+def test_pictures_are_normalized_as_the_model_does_it(scope, settings, rgb):
+    pictures = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    cfg = Config(dict(default_scope=scope, model=dict(data_preprocessor=settings)))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([10, 20, 30], [1, 2, 4]))
+    expected = ((pictures.flip(1) if rgb else pictures) - mean) / std
+    with DefaultScope.overwrite_default_scope(scope):
+        torch.testing.assert_close(convert.normalize(cfg, pictures), expected)
+
+
+def test_pictures_get_the_size_that_the_preprocessor_gives_them():
+    settings = dict(type='repl_mm.ClsDataPreprocessor', mean=[0, 0, 0], std=[1, 1, 1], size=8)
+    cfg = Config(dict(model=dict(data_preprocessor=settings)))
+    assert convert.normalize(cfg, torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).shape == (2, 3, 8, 8)
+
+
+def test_a_picture_covers_the_shape_and_is_cropped(tmp_path):
+    for height, width in ((30, 41), (41, 30), (32, 48), (7, 3)):
+        mmcv.imwrite(np.full((height, width, 3), (1, 2, 3), np.uint8), str(tmp_path / 'x.png'))
+        image = convert.read_picture(tmp_path / 'x.png', (32, 48))
+        assert image.shape == (3, 32, 48) and image.dtype == torch.uint8
+        assert image[:, 5, 5].tolist() == [1, 2, 3]
 
 
 def test_a_whole_detector_is_converted_and_tested(mini_coco, tmp_path):
@@ -240,7 +403,7 @@ def test_a_whole_detector_is_converted_and_tested(mini_coco, tmp_path):
     many = tmp_path / 'many'
     for i in range(2):
         shutil.copytree(mini_coco, many / str(i))
-    run_well('convert.py', 'stock.pth', config, 'out.pth', '--calibrate', many, *options, cwd=tmp_path)
+    run_well('convert.py', 'stock.pth', config, 'out.pth', '--fit', many, *options, cwd=tmp_path)
     state = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
     rest = [key for key in stock.state_dict() if not key.startswith('backbone.')]
     assert rest and all(torch.equal(state[key], stock.state_dict()[key]) for key in rest)
@@ -253,8 +416,9 @@ def test_a_whole_detector_is_converted_and_tested(mini_coco, tmp_path):
     [
         ('nowhere.pth', [], "checkpoint 'nowhere.pth' not found"),
         ('partial.pth', [], r"'partial.pth' has no values for \d+ of \d+ tensors of the stock CifarResNet \(layer3.0"),
-        ('stock.pth', ['--calibrate', 'nowhere'], "--calibrate 'nowhere': no such folder"),
-        ('stock.pth', ['--calibrate', 'pictures', '--num', 5], "'pictures': 5 images, expected at least 16"),
+        ('stock.pth', ['--fit', 'nowhere'], "--fit 'nowhere': no such folder"),
+        ('stock.pth', ['--fit', 'pictures', '--num', 5], "'pictures': 5 images, expected at least 16"),
+        ('stock.pth', ['--fit', 'broken'], "'broken/x.png' is cut off or no picture"),
         ('stock.pth', ['--cfg-options', 'model.backbone.replace.every=0'], 'replace.every=0 is not valid'),
         ('stock.pth', ['--cfg-options', 'model.backbone.replace=3'], 'replace=3 is not valid: expected a dict'),
         ('stock.pth', ['--cfg-options', 'model.backbone=3'], "config '.*': the config must have one backbone"),
@@ -265,6 +429,8 @@ def test_what_is_wrong_is_said_in_one_line(stock, options, message, pictures, tm
     state = build_model(config, stock=True).backbone.state_dict()
     torch.save(state, tmp_path / 'stock.pth')
     torch.save({key: value for key, value in state.items() if 'layer3' not in key}, tmp_path / 'partial.pth')
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken' / 'x.png').write_text('no picture')
     done = run('convert.py', stock, config, 'out.pth', *options, cwd=tmp_path)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert re.search(message, done.stderr.strip().splitlines()[-1])

@@ -14,7 +14,10 @@ import cv2
 import demo
 import mini_dataset
 import numpy as np
+import pictures
 import pytest
+import shapes
+import steps
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -31,8 +34,8 @@ ROOT = Path(__file__).parents[1]
 def test_mini_config_and_dataset_name_the_same_classes():
     cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_r50_repl_mini.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        assert tuple(loader.dataset.metainfo.classes) == mini_dataset.CLASSES
-    assert cfg.model.bbox_head.num_classes == len(mini_dataset.CLASSES)
+        assert tuple(loader.dataset.metainfo.classes) == shapes.CLASSES
+    assert cfg.model.bbox_head.num_classes == len(shapes.CLASSES)
 
 
 def test_the_parts_of_the_demo_find_their_configs_and_do_not_share_a_folder():
@@ -42,24 +45,24 @@ def test_the_parts_of_the_demo_find_their_configs_and_do_not_share_a_folder():
 
 @pytest.mark.parametrize('part', [demo.PARTS['segmentation'], demo.PARTS['detection'].pretraining])
 def test_the_config_says_how_its_dataset_is_made(part):
-    assert f'\npython tools/mini_dataset.py {" ".join(map(str, part.dataset))}\n' in part.config.read_text()
+    assert f'\npython tools/demo/mini_dataset.py {" ".join(map(str, part.dataset))}\n' in part.config.read_text()
 
 
 def test_an_output_older_than_its_source_is_made_again(tmp_path):
     source, output = tmp_path / 'source', tmp_path / 'output'
     source.touch()
-    assert not demo.is_done(output, source)
+    assert not steps.is_done(output, source)
     output.touch()
-    assert demo.is_done(output, source)
+    assert steps.is_done(output, source)
     later = output.stat().st_mtime + 10
     os.utime(source, (later, later))
-    assert not demo.is_done(output, source)
+    assert not steps.is_done(output, source)
 
 
 def test_a_failing_tool_ends_the_demo_in_one_line(capfd):
     with pytest.raises(SystemExit) as error:
-        demo.run_tool('mini_dataset.py', '--num-train', 0)
-    assert 'tools/mini_dataset.py failed with exit code 2' in str(error.value)
+        steps.run_tool('demo/mini_dataset.py', '--num-train', 0)
+    assert 'tools/demo/mini_dataset.py failed with exit code 2' in str(error.value)
     assert 'num_train=0' in capfd.readouterr().err
 
 
@@ -102,12 +105,12 @@ def test_comparison_and_pictures_with_the_real_tools(tmp_path):
 
     arm = out / 'retinanet_r50_repl_mini' / 'fuse'
     config, work_dir = arm / 'config.py', arm / 'seed_0'
-    metrics = demo.evaluate(config, work_dir / 'epoch_1.pth', work_dir / 'test')
+    metrics = steps.evaluate(config, work_dir / 'epoch_1.pth', work_dir / 'test')
     trained = result['arms']['fuse']['runs']['0']['metrics']
     assert metrics['coco/bbox_mAP_50'] == pytest.approx(trained['coco/bbox_mAP_50'], abs=1e-3)
     part = demo.PARTS['detection']
     part.draw(config, work_dir / 'epoch_1.pth', work_dir / 'predictions.png', columns=2, rows=1)
-    demo.draw_curves(work_dir, work_dir / 'curves.png', part.losses, part.metrics)
+    pictures.draw_curves(work_dir, work_dir / 'curves.png', part.losses, part.metrics)
     for name in ('predictions.png', 'curves.png'):
         assert cv2.imread(str(work_dir / name)).std() > 5
 
@@ -186,12 +189,12 @@ def test_a_part_pretrains_and_trains_and_the_second_call_starts_nothing(name, tm
 
     part.pretraining = dataclasses.replace(pretraining, minimum=101)
     with pytest.raises(SystemExit, match=r'accuracy/top1 .* is below 101, resnet\w+ has not learned'):
-        part.run(work_dir, demo.Steps(part.num_steps))
+        part.run(work_dir, steps.Steps(part.num_steps))
     assert [path.name for path in work_dir.iterdir()] == ['pretraining']
 
     part.pretraining = pretraining
     capfd.readouterr()
-    header = demo.Steps(part.num_steps)
+    header = steps.Steps(part.num_steps)
     checkpoint = part.run(work_dir, header)
     assert header.done == header.total == 10
     out = capfd.readouterr().out
@@ -220,5 +223,5 @@ def test_a_part_pretrains_and_trains_and_the_second_call_starts_nothing(name, tm
         names = [f'minival_{i:06d}_000000_leftImg8bit.png' for i in range(4)]
         assert sorted(path.name for path in (work_dir / 'test' / 'results').iterdir()) == names
 
-    assert part.run(work_dir, demo.Steps(part.num_steps)) == checkpoint
+    assert part.run(work_dir, steps.Steps(part.num_steps)) == checkpoint
     assert '$ python' not in capfd.readouterr().out  # nothing was started

@@ -137,7 +137,7 @@ def test_the_chain_from_stock_weights_to_an_epoch_of_distillation(tmp_path):
     stock = build(Config.fromfile(CONFIGS / 'resnet32_cifar10.py').model)
     stock.init_weights()
     torch.save(dict(state_dict=stock.state_dict()), tmp_path / 'stock.pth')
-    fit = ['--calibrate', 'data', '--num', 16, '--steps', 1, '--block-steps', 1]
+    fit = ['--fit', 'data', '--num', 16, '--steps', 1, '--block-steps', 1]
     run_well('convert.py', 'stock.pth', config, 'start.pth', *fit, cwd=tmp_path)
     done = run('train.py', config, *options, cwd=tmp_path)
     message = "DistilledClassifier.teacher_ckpt='work_dirs/converted/e2e.pth' is not valid: "

@@ -19,7 +19,8 @@ from small import detector_config
 import repl_mm
 from repl_mm.calibration import calibrate, uncalibrated
 from repl_mm.checkpoint import plan_record
-from repl_mm.hook import RepLHook, coefficient_summary, untouched_randomness
+from repl_mm.cost import no_random_change
+from repl_mm.hook import RepLHook, coefficient_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -198,7 +199,7 @@ def test_random_generators_are_as_before():
     wanted = [draw(), draw()]
     torch.manual_seed(0), np.random.seed(0), random.seed(0)
     found = [draw()]
-    with pytest.raises(KeyError), untouched_randomness():
+    with pytest.raises(KeyError), no_random_change():
         assert draw() == wanted[1]
         raise KeyError
     assert [*found, draw()] == wanted

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import cv2
+import layouts
 import mini_dataset
 import numpy as np
 import pytest
+import scenes
+import shapes
 import voc_to_coco
 from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
@@ -27,7 +30,7 @@ def coco_dir(tmp_path_factory):
 
 
 def _scene(seed=0, size=(72, 120), **kwargs):
-    return mini_dataset.scene(np.random.default_rng(seed), size, **kwargs)
+    return scenes.scene(np.random.default_rng(seed), size, **kwargs)
 
 
 def test_scene_is_deterministic_and_seeds_differ():
@@ -37,9 +40,9 @@ def test_scene_is_deterministic_and_seeds_differ():
 
 
 def test_scenes_do_not_depend_on_their_number_and_splits_differ():
-    few = list(mini_dataset.scenes('train', 2, (48, 48), seed=1))
-    more = list(mini_dataset.scenes('train', 3, (48, 48), seed=1))
-    other = list(mini_dataset.scenes('val', 2, (48, 48), seed=1))
+    few = list(scenes.scenes('train', 2, (48, 48), seed=1))
+    more = list(scenes.scenes('train', 3, (48, 48), seed=1))
+    other = list(scenes.scenes('val', 2, (48, 48), seed=1))
     np.testing.assert_array_equal(few[1][0], more[1][0])
     assert not np.array_equal(few[0][0], other[0][0])
 
@@ -49,7 +52,7 @@ def test_every_label_has_pixels_and_every_pixel_a_label(seed):
     image, instances, labels = _scene(seed)
     assert image.shape == (72, 120, 3) and image.dtype == np.uint8
     assert set(np.unique(instances)) - {0} == set(range(1, len(labels) + 1))
-    assert all(0 <= label < len(mini_dataset.CLASSES) for label in labels)
+    assert all(0 <= label < len(shapes.CLASSES) for label in labels)
 
 
 def test_objects_hide_each_other():
@@ -85,10 +88,10 @@ def _distance(contours, x, y):
     return nearest
 
 
-@pytest.mark.parametrize('name', mini_dataset.CLASSES)
+@pytest.mark.parametrize('name', shapes.CLASSES)
 def test_masks_are_the_shapes_up_to_the_border_pixels(name):
-    contours = mini_dataset._place(mini_dataset.outline(name), (41.3, 30.8), 22.0, 0.7, squeeze=0.8)
-    mask = mini_dataset._fill(contours, (64, 80))
+    contours = shapes.place(shapes.outline(name), (41.3, 30.8), 22.0, 0.7, squeeze=0.8)
+    mask = shapes.fill(contours, (64, 80))
     x, y = np.arange(80)[None], np.arange(64)[:, None]
     clear = _distance(contours, x, y) > 1
     assert clear.mean() > 0.8
@@ -99,7 +102,7 @@ def test_an_object_changes_its_own_pixels_only():
     rng = np.random.default_rng(0)
     mask = rng.random((30, 40)) < 0.3
     image = np.full((30, 40, 3), -1000, np.float32)
-    mini_dataset._paint(rng, image, mask, center=(20, 15), radius=10, color=np.array([10, 20, 30]))
+    scenes._paint(rng, image, mask, center=(20, 15), radius=10, color=np.array([10, 20, 30]))
     np.testing.assert_array_equal((image != -1000).all(axis=2), mask)
     np.testing.assert_array_equal((image != -1000).any(axis=2), mask)
 
@@ -111,12 +114,12 @@ def test_outlines_have_the_area_that_geometry_says():
         star=5 * 1.2 * 0.5 * np.sin(np.pi / 5),
         ring=np.pi * (1 - 0.55**2),
     )
-    for name in mini_dataset.CLASSES:
+    for name in shapes.CLASSES:
         x, y = np.meshgrid(*[np.linspace(-1.3, 1.3, 521)] * 2)
-        inside = _inside(mini_dataset.outline(name), x, y)
+        inside = _inside(shapes.outline(name), x, y)
         assert inside.mean() * 2.6**2 == pytest.approx(expected[name], rel=0.02), name
     with pytest.raises(ValueError, match="unknown shape 'hexagon', valid are square"):
-        mini_dataset.outline('hexagon')
+        shapes.outline('hexagon')
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -124,8 +127,8 @@ def test_annotations_agree_with_the_scenes_pixel_by_pixel(coco_dir, split):
     coco = COCO(coco_dir / 'annotations' / f'instances_{split}.json')
     num = dict(train=6, val=4)[split]
     assert sorted(coco.imgs) == list(range(1, num + 1))
-    assert [coco.cats[i]['name'] for i in sorted(coco.cats)] == list(mini_dataset.CLASSES)
-    for i, (image, instances, labels) in enumerate(mini_dataset.scenes(split, num, (64, 96), seed=3)):
+    assert [coco.cats[i]['name'] for i in sorted(coco.cats)] == list(shapes.CLASSES)
+    for i, (image, instances, labels) in enumerate(scenes.scenes(split, num, (64, 96), seed=3)):
         entry = coco.imgs[i + 1]
         written = cv2.imread(str(coco_dir / split / entry['file_name']))
         assert written.shape == (entry['height'], entry['width'], 3) == image.shape
@@ -151,11 +154,11 @@ def test_mmdet_reads_boxes_and_masks(coco_dir):
             data_root=str(coco_dir),
             ann_file='annotations/instances_val.json',
             data_prefix=dict(img='val/'),
-            metainfo=dict(classes=mini_dataset.CLASSES),
+            metainfo=dict(classes=shapes.CLASSES),
             pipeline=pipeline,
         )
     assert len(dataset) == 4
-    _, instances, labels = list(mini_dataset.scenes('val', 4, (64, 96), seed=3))[2]
+    _, instances, labels = list(scenes.scenes('val', 4, (64, 96), seed=3))[2]
     item = dataset[2]
     np.testing.assert_array_equal(item['gt_bboxes_labels'], labels)
     assert not item['gt_ignore_flags'].any()
@@ -184,9 +187,7 @@ def test_label_maps_agree_with_the_scenes_pixel_by_pixel(cityscapes_dir, split, 
     assert [path.name for path in images] == [f'mini{split}_{i:06d}_000000_leftImg8bit.png' for i in range(num)]
     labels_of = cityscapes_dir / 'gtFine' / split / f'mini{split}'
     assert len(list(labels_of.iterdir())) == 3 * num
-    for path, (image, instances, labels) in zip(
-        images, mini_dataset.scenes(split, num, (48, 64), seed=3), strict=True
-    ):
+    for path, (image, instances, labels) in zip(images, scenes.scenes(split, num, (48, 64), seed=3), strict=True):
         np.testing.assert_array_equal(cv2.imread(str(path)), image)
         name = path.name.removesuffix('_leftImg8bit.png')
         ids, train_ids, instance_ids = (
@@ -194,7 +195,7 @@ def test_label_maps_agree_with_the_scenes_pixel_by_pixel(cityscapes_dir, split, 
             for kind in ('labelIds', 'labelTrainIds', 'instanceIds')
         )
         assert (ids.dtype, train_ids.dtype, instance_ids.dtype) == (np.uint8, np.uint8, np.uint16)
-        kinds = ['road'] + [OBJECTS[mini_dataset.CLASSES[label]] for label in labels]
+        kinds = ['road'] + [OBJECTS[shapes.CLASSES[label]] for label in labels]
         for row, column in np.ndindex(48, 64):
             frame = row < 2 or row >= 46 or column < 2 or column >= 62
             i = instances[row, column]
@@ -209,7 +210,7 @@ def test_label_maps_agree_with_the_scenes_pixel_by_pixel(cityscapes_dir, split, 
 def test_the_classes_that_stand_for_shapes_are_the_official_ones(cityscapes_dir):
     from cityscapesscripts.helpers.labels import name2label
 
-    used = [name2label[name] for name in mini_dataset.CITYSCAPES.values()]
+    used = [name2label[name] for name in layouts.CITYSCAPES.values()]
     assert {label.id: label.trainId for label in used} == TRAIN_IDS
     learned = [label for label in used if not label.ignoreInEval]
     assert len({label.category for label in learned}) == 5
@@ -221,10 +222,10 @@ def test_the_official_tools_read_the_instances(cityscapes_dir):
 
     files = sorted(map(str, cityscapes_dir.glob('gtFine/train/*/*_instanceIds.png')))
     found = [instances for _, instances in sorted(instances2dict(files).items())]
-    for read, (_, instances, labels) in zip(found, mini_dataset.scenes('train', 3, (48, 64), seed=3), strict=True):
+    for read, (_, instances, labels) in zip(found, scenes.scenes('train', 3, (48, 64), seed=3), strict=True):
         inner = instances[2:-2, 2:-2]
         for name, shape in (('car', 'square'), ('person', 'star')):
-            sizes = [(inner == i + 1).sum() for i, k in enumerate(labels) if k == mini_dataset.CLASSES.index(shape)]
+            sizes = [(inner == i + 1).sum() for i, k in enumerate(labels) if k == shapes.CLASSES.index(shape)]
             assert sorted(i['pixelCount'] for i in read[name]) == sorted(size for size in sizes if size)
 
 
@@ -237,7 +238,7 @@ def test_mmseg_reads_images_and_train_ids(cityscapes_dir):
             pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
         )
     assert len(dataset) == 2
-    image, instances, _ = list(mini_dataset.scenes('val', 2, (48, 64), seed=3))[1]
+    image, instances, _ = list(scenes.scenes('val', 2, (48, 64), seed=3))[1]
     item = dataset[1]
     np.testing.assert_array_equal(item['img'], image)
     assert set(np.unique(item['gt_seg_map'])) <= set(TRAIN_IDS.values())
@@ -257,12 +258,12 @@ def test_every_picture_is_a_closeup_in_the_folder_of_its_class(tmp_path):
         assert dataset.metainfo['classes'] == ('ring', 'square', 'star', 'triangle')
         assert len(dataset) == num
         read = {Path(os.fsdecode(path)).stem: dataset[i] for i, path in enumerate(dataset.images)}
-        for i, (image, instances, labels) in enumerate(mini_dataset.scenes(split, num, (60, 72), 3, single=True)):
+        for i, (image, instances, labels) in enumerate(scenes.scenes(split, num, (60, 72), 3, single=True)):
             sample = read[f'{i:06d}']
             assert len(labels) == 1 and set(np.unique(instances)) == {0, 1}
-            assert dataset.metainfo['classes'][sample['labels']] == mini_dataset.CLASSES[labels[0]]
+            assert dataset.metainfo['classes'][sample['labels']] == shapes.CLASSES[labels[0]]
             written = sample['inputs'].permute(1, 2, 0).flip(2).numpy()
-            assert np.abs(written.astype(int) - mini_dataset.closeup(image, instances, size)).mean() < 10  # JPEG
+            assert np.abs(written.astype(int) - scenes.closeup(image, instances, size)).mean() < 10  # JPEG
         counts = np.bincount(dataset.labels, minlength=4)
         assert counts.max() - counts.min() <= 1  # the classes take turns
 
@@ -273,7 +274,7 @@ def test_a_closeup_shows_all_of_the_object(size, top, left):
     instances = np.zeros((96, 96), np.uint8)
     instances[top : top + 20, left : left + 30] = 1
     image = np.repeat(255 * instances[..., None], 3, axis=2)
-    shown = mini_dataset.closeup(image, instances, size)
+    shown = scenes.closeup(image, instances, size)
     assert shown.shape == (*size, 3)
     places = np.argwhere(shown[..., 0] > 127)
     height, width = np.ptp(places, axis=0) + 1
@@ -288,7 +289,7 @@ def test_a_closeup_shows_all_of_the_object(size, top, left):
 # ---- writing ----
 
 
-@pytest.mark.parametrize('layout', mini_dataset.LAYOUTS)
+@pytest.mark.parametrize('layout', layouts.LAYOUTS)
 def test_same_settings_are_skipped_others_replace(layout, tmp_path):
     out = tmp_path / 'mini'
     settings = dict(num_train=2, num_val=1, size=(40, 40))
@@ -298,7 +299,7 @@ def test_same_settings_are_skipped_others_replace(layout, tmp_path):
     (out / 'left.txt').touch()
     assert mini_dataset.write(layout, out, **settings, seed=1)
     assert not (out / 'left.txt').exists()
-    other = next(name for name in mini_dataset.LAYOUTS if name != layout)
+    other = next(name for name in layouts.LAYOUTS if name != layout)
     assert mini_dataset.write(other, out, **settings)
     assert mini_dataset.write(layout, out, **settings)
     assert before == {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
@@ -310,7 +311,7 @@ def test_a_cut_off_start_leaves_nothing_that_looks_finished(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mini_dataset, 'coco_annotations', fail)
+        patch.setattr(layouts, 'coco_annotations', fail)
         with pytest.raises(KeyboardInterrupt):
             mini_dataset.write_coco(tmp_path / 'mini', num_train=2, num_val=1, size=(40, 40))
     assert not (tmp_path / 'mini').exists()
@@ -326,7 +327,7 @@ def test_wrong_settings_end_in_one_line(tmp_path):
         (['--out', tmp_path / 'x', '--size', 8, 64], 'size=(8, 64)'),
         (['--out', tmp_path / 'x', '--layout', 'voc'], "'voc' (choose from"),
     ]:
-        command = [sys.executable, ROOT / 'tools' / 'mini_dataset.py', *arguments]
+        command = [sys.executable, ROOT / 'tools' / 'demo' / 'mini_dataset.py', *arguments]
         run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert run.returncode == 2
         assert words in run.stderr.splitlines()[-1]

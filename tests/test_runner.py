@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import _common
 import pytest
 import torch
 from mmdet.models import ResNet
@@ -19,6 +18,7 @@ from small import REPO, STILL, SWIN, build_backbone, detector_config, images, lo
 
 import repl_mm
 from repl_mm.checkpoint import PLAN_KEY, encode_plan
+from repl_mm.optim import enable_amp
 
 EMA = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=1, update_buffers=True)
 
@@ -120,7 +120,7 @@ def test_amp_on_the_cpu(mini_coco, tmp_path):
     """mmengine's AmpOptimWrapper refuses the CPU; the tools' one works with any Runner."""
     cfg = detector_config(mini_coco, tmp_path)
     cfg.train_cfg.max_epochs = 1
-    _common.enable_amp(cfg)
+    enable_amp(cfg)
     runner = Runner.from_cfg(cfg)
     seen = []
     layer = next(layer for _, layer in repl_mm.computing_layers(runner.model))

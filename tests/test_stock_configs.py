@@ -4,7 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import try_backbone
 import walk_configs
+import walk_report
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -97,7 +99,7 @@ DIFFERENT = dict(mmdet=7, mmseg=9)
 @pytest.mark.parametrize('package', FEW)
 def test_some_shipped_configs(package):
     report = walk_configs.walk(package, only=tuple(FEW[package]))
-    assert walk_configs.by_config(report) == {name: status for name, (status, _) in FEW[package].items()}
+    assert walk_report.by_config(report) == {name: status for name, (status, _) in FEW[package].items()}
     found = {name: {r['type'] for r in report['results'] if r['config'] == name} for name in FEW[package]}
     assert found == {name: types for name, (_, types) in FEW[package].items()}
     assert report['settings'] == DIFFERENT[package]
@@ -107,10 +109,10 @@ def test_some_shipped_configs(package):
 def test_all_shipped_configs():
     """mmdet 3.3.0 and mmseg 1.2.2: docs/configs.md shows what this says."""
     reports = [walk_configs.walk(package) for package in FEW]
-    print(*map(walk_configs.summary, reports), sep='\n\n')
+    print(*map(walk_report.summary, reports), sep='\n\n')
     assert [len(report['configs']) for report in reports] == [823, 681]
     assert not [result for report in reports for result in report['results'] if result['status'] == 'fails']
-    counts = sum((Counter(walk_configs.by_config(report).values()) for report in reports), Counter())
+    counts = sum((Counter(walk_report.by_config(report).values()) for report in reports), Counter())
     assert counts['works'] >= 1150
     refused = {
         (result['family'], result['type'])
@@ -124,7 +126,7 @@ def test_all_shipped_configs():
         ('vit', 'VisionTransformer'),  # frozen in SAN
     }
     for report in reports:
-        assert walk_configs.summary(report) in (REPO / 'docs' / 'configs.md').read_text()
+        assert walk_report.summary(report) in (REPO / 'docs' / 'configs.md').read_text()
 
 
 # ---- the parts of the walk ----
@@ -139,21 +141,21 @@ def test_backbones_are_found_wherever_they_are():
         note=dict(type='ResNet'),
     )
     model['image_encoder'] = dict(type='VisionTransformer')
-    found = list(walk_configs.backbones(model))
+    found = list(try_backbone.backbones(model))
     assert found == [dict(outer, backbone_cfg=inner), inner, neck, model['image_encoder']]
 
 
 def test_only_the_type_changes():
     settings = dict(type='mmdet.ResNet', depth=18, norm_cfg=dict(type='BN'))
-    assert walk_configs.with_repl(settings) == dict(settings, type='RepLResNet', _scope_='mmdet')
-    assert walk_configs.with_repl(dict(type='ResNet')) == dict(type='RepLResNet')
+    assert try_backbone.with_repl(settings) == dict(settings, type='RepLResNet', _scope_='mmdet')
+    assert try_backbone.with_repl(dict(type='ResNet')) == dict(type='RepLResNet')
 
 
 def test_what_does_not_matter_is_left_out():
     plain = dict(type='ResNet', init_cfg=dict(checkpoint='x'), pretrained='y', dcn=dict(init_cfg=None, type='DCN'))
-    assert walk_configs.essential(plain, 96) == dict(type='ResNet', dcn=dict(type='DCN'))
+    assert try_backbone.essential(plain, 96) == dict(type='ResNet', dcn=dict(type='DCN'))
     vit = dict(type='BEiT', img_size=(640, 640), drop_rate=0.0, drop_path_rate=0.1, attn_drop_rate=0.0)
-    assert walk_configs.essential(vit, 64) == dict(type='BEiT', img_size=64)
+    assert try_backbone.essential(vit, 64) == dict(type='BEiT', img_size=64)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_what_does_not_matter_is_left_out():
     ],
 )
 def test_one_backbone(settings, status, reason):
-    have, text = walk_configs.try_backbone(settings, 'mmdet', 64)
+    have, text = try_backbone.try_backbone(settings, 'mmdet', 64)
     assert have == status and reason in text and len(text.splitlines()) <= 1
 
 
@@ -187,11 +189,11 @@ def test_a_config_counts_once_with_its_worst_status():
     results = [dict(zip(keys, result, strict=True), reason='why') for result in results]
     report = dict(package='mm', configs=list('abcdef'), unreadable=dict(f='why'), settings=3, results=results)
     everything = dict(a='refused', b='fails', c='other', d='works', e='none', f='unreadable')
-    assert walk_configs.by_config(report) == everything
-    assert walk_configs.by_config(report, 'resnet') == dict(a='refused', b='works', d='works')
-    assert walk_configs.by_config(report, 'vit') == dict(b='fails')
+    assert walk_report.by_config(report) == everything
+    assert walk_report.by_config(report, 'resnet') == dict(a='refused', b='works', d='works')
+    assert walk_report.by_config(report, 'vit') == dict(b='fails')
 
-    text = walk_configs.summary(report)
+    text = walk_report.summary(report)
     assert 'HRNet' in text and 'ICNet' not in text  # it is there around a ResNet that works
     assert 'mm, resnet: RepL works in 2 of 3 configs' in text
     assert 'mm: RepL works in 1 of 6 configs (3 different backbones were run)' in text

@@ -17,6 +17,9 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from torch import nn
 
+from repl_mm import data_checks
+from repl_mm.optim import CPUAmpOptimWrapper, enable_amp
+
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / 'tools'
 COCO_CONFIG = str(ROOT / 'configs' / 'retinanet_r50_repl_coco.py')
@@ -278,10 +281,10 @@ def test_paths_of_nested_datasets_and_evaluators_are_expected():
         )
     )
     expected = [f'{name}/{file}' for name in 'xy' for file in ('a.json', 'i/', 's', 't')]
-    assert list(_common.expected_paths(cfg, 'train')) == expected
-    assert list(_common.expected_paths(cfg, 'val')) == ['root/val', 'z/a.json']
-    assert list(_common.expected_paths(cfg, 'test')) == ['only_a_root/']
-    assert list(_common.expected_paths(Config(), 'train')) == []
+    assert list(data_checks.expected_paths(cfg, 'train')) == expected
+    assert list(data_checks.expected_paths(cfg, 'val')) == ['root/val', 'z/a.json']
+    assert list(data_checks.expected_paths(cfg, 'test')) == ['only_a_root/']
+    assert list(data_checks.expected_paths(Config(), 'train')) == []
 
 
 def test_paths_that_need_not_exist_are_not_expected():
@@ -290,7 +293,7 @@ def test_paths_that_need_not_exist_are_not_expected():
             pass
 
     def paths(**dataset):
-        return list(_common.expected_paths(Config(dict(test_dataloader=dict(dataset=dataset))), 'test'))
+        return list(data_checks.expected_paths(Config(dict(test_dataloader=dict(dataset=dataset))), 'test'))
 
     DATASETS.register_module(name='Downloads', module=Downloads, force=True)
     assert paths(type='Downloads', data_prefix='data/cifar10') == []
@@ -348,7 +351,7 @@ def test_one_metric_keeps_the_label_maps(kinds, writer):
 
 def test_bfloat16_on_the_cpu_is_the_forward_pass_only():
     model = nn.Linear(4, 1)
-    wrapper = _common.CPUAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
+    wrapper = CPUAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
     before = model.weight.detach().clone()
     with wrapper.optim_context(model):
         out = model(torch.ones(2, 4))
@@ -359,10 +362,9 @@ def test_bfloat16_on_the_cpu_is_the_forward_pass_only():
     torch.testing.assert_close(before - model.weight.detach(), torch.full((1, 4), 0.5))
 
 
-def test_amp_refuses_wrappers_that_it_does_not_know(monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['train.py'])
-    with pytest.raises(SystemExit, match="not with 'ApexOptimWrapper'"):
-        _common.enable_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
+def test_amp_refuses_wrappers_that_it_does_not_know():
+    with pytest.raises(ValueError, match="not with 'ApexOptimWrapper'"):
+        enable_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='asks for what happens without CUDA')
@@ -370,7 +372,7 @@ def test_amp_without_cuda_drops_the_loss_scale():
     cfg = Config(
         dict(optim_wrapper=dict(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16', clip_grad=None))
     )
-    _common.enable_amp(cfg)
+    enable_amp(cfg)
     assert cfg.optim_wrapper == dict(type='CPUAmpOptimWrapper', clip_grad=None)
 
 
@@ -486,6 +488,15 @@ def test_a_config_without_scope_loads_neither_mmdet_nor_mmseg(tmp_path):
     log = run_well('test.py', 'config.py', checkpoint, '--out', 'out.pkl', cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert 'error:' in log
     assert len(pickle.loads((tmp_path / 'out.pkl').read_bytes())) == 4
+
+
+def test_the_number_of_cores_is_known_where_the_system_does_not_say_which(monkeypatch):
+    spec = importlib.util.spec_from_file_location('install', ROOT / 'requirements' / 'install.py')
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    assert 1 <= install.count_cores() <= os.cpu_count()
+    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+    assert install.count_cores() == os.cpu_count()
 
 
 @pytest.mark.parametrize('script, needs', [('dist_train.sh', 2), ('dist_test.sh', 3), ('slurm_train.sh', 4)])

@@ -1,52 +1,51 @@
-"""What the tools share: arguments, the config, and errors that end in one line.
+"""What the tools share: arguments, the runner, and errors that end in one line.
 
 Nothing here imports mmdet, mmseg or mmpretrain: the config's ``default_scope`` decides what is loaded.
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
-import inspect
 import os
 import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.hub import get_config
-from mmengine.optim import OptimWrapper
-from mmengine.registry import DATASETS, OPTIM_WRAPPERS, RUNNERS
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.utils import digit_version
 
-from repl_mm import PlanError  # the import also allows mmengine's own classes in weights-only loading
-from repl_mm.classification import DataError
+# the import also allows mmengine's own classes in weights-only loading
+from repl_mm import PlanError, config, data_checks
+from repl_mm.config import ConfigError
+from repl_mm.data_checks import DataError
 
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine 0.10.7 uses it, again and again
 
 
 def stop(message):
-    """Ends the program with one line and exit code 1."""
+    """End the program with one line and exit code 1."""
     sys.exit(f'{Path(sys.argv[0]).name}: {message}')
 
 
 @contextmanager
-def one_line_errors():
-    """Ends in one line on an error in the plan or in a dataset's files; every other error keeps its traceback."""
+def one_line_errors(*kinds):
+    """End in one line on an error in the plan, the config or a dataset's files; every other one keeps its traceback.
+
+    Args:
+        *kinds (type): Further errors that end in one line.
+    """
     try:
         yield
-    except (PlanError, DataError) as error:
+    except (PlanError, ConfigError, DataError, *kinds) as error:
         message = str(error).rpartition('DataError: ')[2]  # a loader's worker puts its traceback in front
         stop(' '.join(message.split()))
 
 
 def make_parser(description):
-    """Returns a parser with the arguments that training and testing have in common."""
+    """Return a parser with the arguments that training and testing have in common."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file, or PACKAGE::PATH for one that an installed mm package carries')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: ./work_dirs/CONFIG_NAME)')
@@ -63,8 +62,20 @@ def make_parser(description):
     return parser
 
 
+def read_config(name):
+    """Return the config of a file or of ``PACKAGE::PATH``; end in one line if it cannot be read."""
+    with one_line_errors():
+        return config.read_config(name)
+
+
+def set_data_root(cfg, folder):
+    """Move the config's data to a folder, see :func:`repl_mm.config.set_data_root`; end in one line if it has none."""
+    with one_line_errors():
+        config.set_data_root(cfg, folder)
+
+
 def load_config(args):
-    """Reads the config that the parsed ``args`` name and puts their settings into it.
+    """Read the config that the parsed ``args`` name and put their settings into it.
 
     Args:
         args (argparse.Namespace): Of :func:`make_parser`.
@@ -84,163 +95,30 @@ def load_config(args):
     return cfg
 
 
-def read_config(name):
-    """Returns the config of a file, or of ``PACKAGE::PATH`` out of an installed mm package."""
-    package, in_package, _ = name.partition('::')
-    try:
-        if not in_package:
-            return Config.fromfile(name)
-        if not importlib.util.find_spec(package):  # else mmengine would install it
-            stop(f"config '{name}': {package} is not installed")
-        return get_config(name)
-    except (FileNotFoundError, ModuleNotFoundError) as error:  # of the config, of a base, or of the package of a base
-        stop(f"config '{name}': {error}")
-
-
 def check_checkpoint(path):
-    """Ends in one line if a checkpoint is a local file that does not exist."""
-    if path and '://' not in path and not os.path.exists(path):
-        stop(f"checkpoint '{path}' not found")
-
-
-def set_data_root(cfg, folder):
-    """Moves every path of the dataloaders and evaluators from the config's ``data_root`` to ``folder``."""
-    old = cfg.get('data_root')
-    if not isinstance(old, str):
-        stop('--data-root: the config has no data_root to replace; use --cfg-options train_dataloader.dataset...')
-
-    def move(node):
-        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
-            if isinstance(value, (dict, list)):
-                move(value)
-            elif isinstance(value, str) and value.startswith(old):
-                node[key] = os.path.join(folder, value[len(old) :].lstrip('/'))
-
-    for phase in ('train', 'val', 'test'):
-        for part in ('dataloader', 'evaluator'):
-            move(cfg.get(f'{phase}_{part}') or {})
-    cfg.data_root = os.path.join(folder, '')
+    """End in one line if a checkpoint is a local file that does not exist."""
+    with one_line_errors():
+        data_checks.check_checkpoint(path)
 
 
 def check_data(cfg, *phases):
-    """Ends in one line if a dataset or an evaluator of the config reads a path that does not exist, or cannot work.
-
-    Args:
-        cfg (Config): The config.
-        *phases (str): Of 'train', 'val' and 'test'.
-    """
-    missing = {path for phase in phases for path in expected_paths(cfg, phase) if not os.path.exists(path)}
-    if missing:
-        stop(
-            f'dataset not found, expected: {", ".join(sorted(missing))} (in {os.getcwd()}); '
-            '--data-root FOLDER names another place'
-        )
-    check_metrics(cfg, *phases)
-
-
-def expected_paths(cfg, phase):
-    """Yields the local files and folders that the datasets and evaluators of ``phase`` read, wrappers included."""
-    loader = cfg.get(f'{phase}_dataloader')
-    if not loader:
-        return
-    for dataset in inner_datasets(loader['dataset']):
-        prefix = dataset.get('data_prefix')
-        parts = [dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
-        names = [name for part in parts for name in (part if isinstance(part, (list, tuple)) else [part])]
-        names = [name for name in names if isinstance(name, str) and name] or ['']
-        paths = [os.path.join(dataset.get('data_root') or '', name) for name in names]
-        if not (is_remote(dataset, paths) or downloads_itself(cfg, dataset)):
-            yield from filter(None, paths)
-    for evaluator in evaluators(cfg, phase):
-        path = evaluator.get('ann_file')
-        if isinstance(path, str) and not is_remote(evaluator, [path]):
-            yield path
-
-
-def evaluators(cfg, phase):
-    """Returns the list of the configs of the metrics of ``phase``."""
-    found = cfg.get(f'{phase}_evaluator') or []
-    return [found] if isinstance(found, dict) else found
-
-
-def check_metrics(cfg, *phases):
-    """Ends in one line if a metric of the config cannot work with what is installed, before anything is computed."""
-    kinds = [str(metric.get('type')).lower() for phase in phases for metric in evaluators(cfg, phase)]
-    if hasattr(np, 'in1d') or not any('cityscapesmetric' in kind for kind in kinds):
-        return
-    version = importlib.metadata.version('cityscapesscripts')
-    if digit_version(version) <= digit_version('2.3.0'):
-        stop(
-            f'CityscapesMetric: cityscapesscripts {version} calls numpy.in1d, which numpy {np.__version__} does not '
-            "have: install 'numpy<2.4'"
-        )
-
-
-def inner_datasets(node):
-    """Yields the configs of the datasets that read files, out of wrappers such as RepeatDataset or ConcatDataset."""
-    inner = node.get('dataset') or node.get('datasets')
-    if inner is None:
-        yield node
-    else:
-        for child in [inner] if isinstance(inner, dict) else inner:
-            yield from inner_datasets(child)
-
-
-def is_remote(node, paths):
-    """Whether a dataset or a metric reads from elsewhere than the file system."""
-    backend = (node.get('backend_args') or {}).get('backend', 'local')
-    return backend != 'local' or any('://' in path for path in paths)
-
-
-def downloads_itself(cfg, dataset):
-    """Whether the class of a dataset fetches its files, as mmpretrain's CIFAR does."""
-    kind = dataset['type']
-    if isinstance(kind, str):
-        kind = DATASETS.get(kind if '.' in kind else f'{cfg.get("default_scope", "mmengine")}.{kind}')
-    switch = inspect.signature(kind).parameters.get('download') if kind else None
-    return switch is not None and bool(dataset.get('download', switch.default))
-
-
-@OPTIM_WRAPPERS.register_module()
-class CPUAmpOptimWrapper(OptimWrapper):
-    """Automatic mixed precision in bfloat16 on the CPU, where mmengine's AmpOptimWrapper refuses to work.
-
-    bfloat16 has the exponent range of float32, so the loss is not scaled. Arguments are those of OptimWrapper.
-    """
-
-    @contextmanager
-    def optim_context(self, model):
-        """Runs the forward pass of ``model`` in bfloat16."""
-        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
-            yield
-
-
-def enable_amp(cfg):
-    """Switches the config's optimizer wrapper to automatic mixed precision."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        stop(f"--amp works with optim_wrapper.type='OptimWrapper' or 'AmpOptimWrapper', not with {kind!r}")
-    if get_device() == 'cpu':
-        cfg.optim_wrapper.type = 'CPUAmpOptimWrapper'
-        for key in ('loss_scale', 'dtype'):
-            cfg.optim_wrapper.pop(key, None)
-    else:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    """End in one line if a dataset or a metric of the config reads a path that does not exist, or cannot work."""
+    with one_line_errors():
+        data_checks.check_data(cfg, *phases)
 
 
 def replace_sync_bn(node):
-    """Puts BN in the place of every SyncBN of a model's config; returns whether there was one."""
+    """Put BN in the place of every SyncBN of a model's config; return whether there was one."""
     if not isinstance(node, (dict, list, tuple)):
         return False
-    found = isinstance(node, dict) and node.get('type') == 'SyncBN'
+    found = isinstance(node, dict) and str(node.get('type')).rpartition('.')[2] == 'SyncBN'
     if found:
         node['type'] = 'BN'
     return any([found, *map(replace_sync_bn, node.values() if isinstance(node, dict) else node)])
 
 
 def build_runner(cfg):
-    """Builds the config's runner; several processes on a machine without an accelerator talk through gloo."""
+    """Build the config's runner; several processes on a machine without an accelerator talk through gloo."""
     if cfg.get('default_scope') == 'mmdet':
         from mmdet.utils import setup_cache_size_limit_of_dynamo
 
@@ -260,7 +138,7 @@ def build_runner(cfg):
 
 
 def end_process_group():
-    """Ends a process of a group whose work is done; does nothing without a group.
+    """End a process of a group whose work is done; do nothing without a group.
 
     With gloo (no accelerator) the process ends here, not by way of the interpreter's own end: its threads are still
     there then, and now and then one of them aborts the process, for which the launcher reports a failure.

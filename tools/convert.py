@@ -1,9 +1,9 @@
-"""Turns stock weights into weights of a RepL model: drops the replaced blocks and fits the computing layers to them.
+"""Turn stock weights into weights of a RepL model: drop the replaced blocks and fit the computing layers to them.
 
-Only the computing layers' parameters are fitted, on a few hundred unlabelled images, in minutes; without
-``--calibrate`` they keep their start. No label is read, no other weight is changed::
+Only the computing layers' parameters are fitted, on a few hundred unlabelled images, in minutes; without ``--fit``
+they keep their start. No label is read, no other weight is changed::
 
-    python tools/convert.py resnet50.pth configs/retinanet_r50_repl_coco.py out.pth --calibrate data/coco/val2017
+    python tools/convert.py resnet50.pth configs/retinanet_r50_repl_coco.py out.pth --fit data/coco/val2017
 
 STOCK may be weights of a backbone (a classifier's, say, or timm's for a ViT) or of a whole mm model, whose other parts
 are taken over. OUT has the names of the config's model: ``load_from=out.pth``, or in the backbone
@@ -12,7 +12,6 @@ are taken over. OUT has the names of the config's model: ``load_from=out.pth``, 
 
 import argparse
 import copy
-import tempfile
 from pathlib import Path
 
 import mmcv
@@ -23,122 +22,20 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from rich.progress import track
 
-from repl_mm import apply_repl, conversion, cost
+from repl_mm import apply_repl, config, conversion
+from repl_mm.classification import ClsDataPreprocessor, classifier_head
+from repl_mm.classification.datasets import PICTURES
+from repl_mm.classification.transforms import LoadImage
+from repl_mm.registry import class_of
+from repl_mm.stock_weights import load_backbone, read_stock, shorten
 from repl_mm.surgery import check_keys
-
-PICTURES = ('.jpg', '.jpeg', '.png')
-CLASSIFIERS = ('ImageClassifier', 'DistilledClassifier')
-HEADS = ('head.', 'fc.', 'linear.')  # what public classifiers call their last layer
-# timm's names of a ViT -> mmseg's
-TIMM = {
-    'patch_embed.proj.': 'patch_embed.projection.',
-    'blocks.': 'layers.',
-    '.norm': '.ln',
-    '.attn.qkv.': '.attn.attn.in_proj_',
-    '.attn.proj.': '.attn.attn.out_proj.',
-    '.mlp.fc1.': '.ffn.layers.0.0.',
-    '.mlp.fc2.': '.ffn.layers.1.',
-}
-
-
-def read_stock(path, prefix):
-    """Reads a checkpoint.
-
-    Args:
-        path (str): File, or a name that mmengine knows, such as ``torchvision://resnet50``.
-        prefix (str): Of the backbone in the config's model, for instance ``'backbone.'``.
-
-    Returns:
-        tuple[dict, dict]: The backbone's tensors by their names in it, and all others by their names in the model.
-    """
-    state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    state = next((state[key] for key in ('state_dict', 'model') if key in state), state)
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    if any(key.startswith(prefix) for key in state):
-        backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        return backbone, {key: value for key, value in state.items() if not key.startswith(prefix)}
-    heads = {key: value for key, value in state.items() if key.startswith(HEADS)}
-    timm = 'blocks.0.attn.qkv.weight' in state
-    backbone = {mmseg_name(key) if timm else key: state[key] for key in state if key not in heads}
-    return backbone, {f'head.{key.partition(".")[2]}': value for key, value in heads.items()}
-
-
-def mmseg_name(key):
-    """mmseg's name of a tensor of timm's VisionTransformer."""
-    for timm, mmseg in TIMM.items():
-        key = key.replace(timm, mmseg)
-    return f'ln1{key.removeprefix("norm")}' if key.startswith('norm.') else key
-
-
-def load_backbone(settings, scope, state):
-    """Builds a stock backbone with weights, which it reads by its own code: that knows other names and sizes.
-
-    Args:
-        settings (dict): Config of the backbone.
-        scope (str | None): The config's ``default_scope``.
-        state (dict): The weights.
-
-    Returns:
-        nn.Module: The backbone.
-
-    Raises:
-        ValueError: Tensors of the backbone are not among the weights.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / 'stock.pth')
-        torch.save(dict(state_dict=state), file)
-        backbone = cost.build(dict(settings, init_cfg=dict(type='Pretrained', checkpoint=file)), scope)
-        with torch.no_grad():
-            for tensor in backbone.state_dict().values():
-                if tensor.is_floating_point():
-                    tensor.fill_(torch.nan)
-        backbone.init_weights()
-    unused = [name for name in state if name not in backbone.state_dict()]
-    if unused:
-        print(f'{len(unused)} of {len(state)} tensors have no place in the stock backbone: {shorten(unused)}')
-    left = [name for name, tensor in backbone.state_dict().items() if tensor.isnan().any()]
-    if left:
-        raise ValueError(
-            f'has no values for {len(left)} of {len(backbone.state_dict())} tensors of the stock '
-            f"{type(backbone).__name__} ({shorten(left)}): expected its weights, in its own names or timm's; "
-            "mmseg's wheel has converters for others in .mim/tools/model_converters"
-        )
-    return backbone
-
-
-def classifier_head(cfg, weights):
-    """What a classifier makes of its backbone's outputs.
-
-    Args:
-        cfg (Config): The config.
-        weights (dict): Tensors of the model outside of its backbone.
-
-    Returns:
-        Callable: It gives the logits; None for another model, or if the weights are of other classes.
-    """
-    if str(cfg.model.type).rpartition('.')[2] not in CLASSIFIERS:
-        return None
-    # without a teacher, which may be what this command is to make
-    settings = {key: cfg.model[key] for key in ('backbone', 'num_classes', 'in_channels')}
-    model = cost.build(dict(type='repl_mm.ImageClassifier', **settings), cfg.get('default_scope'))
-    own = model.head.state_dict()
-    head = {name: weights.get(f'head.{name}') for name in own}
-    if any(tensor is None or tensor.shape != own[name].shape for name, tensor in head.items()):
-        return None
-    model.head.load_state_dict(head)
-    return model.to(get_device()).eval().requires_grad_(False).classify
-
-
-def shorten(names):
-    """The first names of a list, for a message."""
-    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
 
 
 def read_images(cfg, folder, num, shape):
-    """Images to fit on: pictures of a folder, or the training images of the dataset if they are in no pictures.
+    """Read images to fit on: pictures of a folder, or the training images of the dataset if they are in no pictures.
 
     Args:
         cfg (Config): The config.
@@ -150,33 +47,54 @@ def read_images(cfg, folder, num, shape):
         Tensor: Normalized as for the model, (N, 3, H, W).
     """
     if not folder.is_dir():
-        stop(f"--calibrate '{folder}': no such folder")
+        stop(f"--fit '{folder}': no such folder")
     files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
-    preprocessor = cfg.model.data_preprocessor
-    if files:
-        files = [files[i] for i in torch.randperm(len(files))[:num]]
-        pictures = [read_picture(file, shape) for file in track(files, 'reading pictures')]
-        to_rgb = preprocessor.get('bgr_to_rgb', preprocessor.type == 'ClsDataPreprocessor')
-        normalize = ImgDataPreprocessor(preprocessor.mean, preprocessor.std, bgr_to_rgb=to_rgb)
-        images = normalize(dict(inputs=pictures))['inputs']
-    else:
-        set_data_root(cfg, str(folder))
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), one_line_errors():
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), one_line_errors():
+        if files:
+            files = [files[i] for i in torch.randperm(len(files))[:num]]
+            pictures = [read_picture(file, shape) for file in track(files, 'reading pictures')]
+            images = normalize(cfg, torch.stack(pictures))
+        else:
+            set_data_root(cfg, str(folder))
             loader = dict(copy.deepcopy(cfg.train_dataloader), batch_size=num)
             batch = next(iter(Runner.build_dataloader(loader, seed=0)))
-            images = MODELS.build(preprocessor)(batch)['inputs']
+            images = MODELS.build(cfg.model.data_preprocessor)(batch)['inputs']
     if len(images) < 16:
-        stop(f"--calibrate '{folder}': {len(images)} images, expected at least 16")
+        stop(f"--fit '{folder}': {len(images)} images, expected at least 16")
     return images
 
 
 def read_picture(file, shape):
-    """A picture as uint8 tensor (3, H, W) in BGR order: resized so that it covers the shape, and cropped."""
-    image = mmcv.imread(file)
-    factor = max(want / have for want, have in zip(shape, image.shape, strict=False))
-    image = mmcv.imrescale(image, factor + 1e-6)
+    """Read a picture as uint8 tensor (3, H, W) in BGR order: resized so that it covers the shape, and cropped."""
+    image = LoadImage()(dict(img_path=str(file)))['img']
+    height, width = image.shape[:2]
+    factor = max(shape[0] / height, shape[1] / width)
+    size = max(shape[1], round(width * factor)), max(shape[0], round(height * factor))
+    image = mmcv.imresize(image, size)
     top, left = ((have - want) // 2 for want, have in zip(shape, image.shape, strict=False))
     return torch.from_numpy(image[top : top + shape[0], left : left + shape[1]].transpose(2, 0, 1).copy())
+
+
+def normalize(cfg, images):
+    """Normalize pictures as the model of a config has them.
+
+    Args:
+        cfg (Config): The config.
+        images (Tensor): uint8, (N, 3, H, W), in BGR order.
+
+    Returns:
+        Tensor: float32, (N, 3, H, W).
+    """
+    settings = cfg.model.get('data_preprocessor') or {}
+    while 'data_preprocessor' in settings:  # of several branches, as semi-supervised detectors have
+        settings = settings['data_preprocessor']
+    kind = class_of(MODELS, settings.get('type'), cfg.get('default_scope'))
+    if isinstance(kind, type) and issubclass(kind, ClsDataPreprocessor):  # its images come in RGB order
+        return MODELS.build(settings)(dict(inputs=images.flip(1), labels=torch.zeros(len(images))))['inputs']
+    # those of the mm packages ask for annotations too
+    swap = settings.get('bgr_to_rgb', False) or settings.get('rgb_to_bgr', False)
+    preprocessor = ImgDataPreprocessor(settings.get('mean'), settings.get('std'), bgr_to_rgb=swap)
+    return preprocessor(dict(inputs=list(images)))['inputs']
 
 
 def parse_args(argv=None):
@@ -185,7 +103,7 @@ def parse_args(argv=None):
     parser.add_argument('config', help='config with a RepL backbone')
     parser.add_argument('out', type=Path, help='checkpoint to write')
     parser.add_argument(
-        '--calibrate',
+        '--fit',
         type=Path,
         metavar='IMAGES',
         help="folder with unlabelled pictures, or the data_root of the config's dataset if that is not in pictures",
@@ -214,25 +132,30 @@ def main(argv=None):
     cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     check_checkpoint(args.stock)
-    try:
-        path, settings = cost.find_backbone(cfg.model)
-    except ValueError as error:
-        stop(f"config '{args.config}': {error}")
+    with one_line_errors():
+        backbones = config.find_backbones(cfg.model)
+    if len(backbones) > 1:
+        names = ', '.join('.'.join(map(str, path)) for path in backbones)
+        stop(f"config '{args.config}': expected one backbone, the model has {names}")
+    ((path, settings),) = backbones.items()
     prefix = '.'.join(map(str, path)) + '.'
     state, rest = read_stock(args.stock, prefix)
+    scope, stock_settings = cfg.get('default_scope'), config.stock_config(settings)
     try:
         with one_line_errors():
-            stock = load_backbone(cost.stock(settings), cfg.get('default_scope'), state)
+            stock, unused = load_backbone(stock_settings, scope, state)
+            if unused:
+                print(f'{len(unused)} of {len(state)} tensors have no place in the stock backbone: {shorten(unused)}')
             backbone = copy.deepcopy(stock)
-            if 'RepL' in settings.type:
+            if config.has_repl_type(settings):
                 print(apply_repl(backbone, **check_keys(settings.get('replace'))))
     except ValueError as error:
         stop(f"'{args.stock}' {error}")
-    if args.calibrate:
-        images = read_images(cfg, args.calibrate, args.num, args.shape).to(get_device())
-        nets, head = [net.to(get_device()) for net in (backbone, stock)], classifier_head(cfg, rest)
+    if args.fit:
+        images = read_images(cfg, args.fit, args.num, args.shape).to(get_device())
+        nets, head = [net.to(get_device()) for net in (backbone, stock)], classifier_head(cfg, rest, get_device())
         errors = conversion.convert(*nets, images, args.block_steps, args.steps, args.batch, args.lr, head)
-        print(f'\nSquared error against the stock network on {len(images) // 8} held-out images:\n')
+        print(f'\nSquared error against the stock network on {len(images) // conversion.HELD_OUT} held-out images:\n')
         print(conversion.table(errors))
     state = {prefix + key: value.cpu() for key, value in backbone.state_dict().items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,14 @@ from _common import (
     check_checkpoint,
     check_data,
     end_process_group,
-    evaluators,
     load_config,
     make_parser,
     one_line_errors,
     stop,
 )
 from mmengine.registry import METRICS
+
+from repl_mm.data_checks import evaluators
 
 
 def parse_args():
@@ -28,7 +29,7 @@ def parse_args():
 
 
 def enable_visualization(cfg, args):
-    """Switches the config's visualization hook on; each package calls its settings otherwise."""
+    """Switch the config's visualization hook on; each package calls its settings otherwise."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if not hook:
         stop('--show and --show-dir: the config has no default_hooks.visualization to switch on')
@@ -49,7 +50,7 @@ def enable_visualization(cfg, args):
 
 
 def keep_label_maps(cfg, folder):
-    """Makes one metric of an mmseg config keep the predicted label maps: the one that writes Cityscapes' label ids, or
+    """Make one metric of an mmseg config keep the predicted label maps: the one that writes Cityscapes' label ids, or
     the first."""
     metrics = evaluators(cfg, 'test')
     official = [metric for metric in metrics if 'CityscapesMetric' in str(metric.type)]

@@ -4,7 +4,6 @@ from _common import (
     build_runner,
     check_checkpoint,
     check_data,
-    enable_amp,
     end_process_group,
     load_config,
     make_parser,
@@ -12,6 +11,8 @@ from _common import (
     stop,
 )
 from mmengine.runner import find_latest_checkpoint
+
+from repl_mm.optim import enable_amp
 
 
 def parse_args():
@@ -38,7 +39,8 @@ def main():
     args = parse_args()
     cfg = load_config(args)
     if args.amp:
-        enable_amp(cfg)
+        with one_line_errors(ValueError):
+            enable_amp(cfg)
     if args.auto_scale_lr:
         if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or ()):
             stop('--auto-scale-lr: the config lacks auto_scale_lr=dict(enable=..., base_batch_size=...)')

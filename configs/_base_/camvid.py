@@ -1,4 +1,4 @@
-"""CamVid as tools/camvid_to_mmseg.py leaves it, and a schedule of minutes on one CPU core per run."""
+"""CamVid as tools/dataset_converters/camvid_to_mmseg.py leaves it; a schedule of minutes on one CPU core per run."""
 
 _base_ = 'mmseg::_base_/default_runtime.py'
 

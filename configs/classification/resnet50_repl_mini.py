@@ -1,6 +1,6 @@
 """The backbone of retinanet_r50_repl_mini.py, pretrained on the generated mini dataset in minutes on two CPU cores.
 
-python tools/mini_dataset.py --layout imagenet --size 64 64 --num-train 4800 --num-val 400
+python tools/demo/mini_dataset.py --layout imagenet --size 64 64 --num-train 4800 --num-val 400
 """
 
 _base_ = ['_base_/models/resnet.py', '_base_/default_runtime.py']

@@ -4,10 +4,11 @@ A config with ``default_scope = 'repl_mm'`` finds all of it by name; :mod:`.tran
 is loaded when a config asks for a transform.
 """
 
+from ..data_checks import DataError
 from .augment import BatchCrop, BatchErase, BatchFlip, BatchMix
 from .cifar_resnet import CifarResNet
-from .classifier import ClsDataPreprocessor, ImageClassifier
-from .datasets import CIFAR10, STL10, SVHN, DataError, ImageNet, collate
+from .classifier import ClsDataPreprocessor, ImageClassifier, classifier_head
+from .datasets import CIFAR10, STL10, SVHN, ImageNet, collate
 from .distillation import DistilledClassifier
 from .metric import Accuracy
 
@@ -26,5 +27,6 @@ __all__ = [
     'DistilledClassifier',
     'ImageClassifier',
     'ImageNet',
+    'classifier_head',
     'collate',
 ]

@@ -8,20 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..augment import BatchCrop, BatchFlip, check_range  # noqa: F401  (the two are batch transforms too)
 from ..registry import MODELS
-
-
-def _check(owner: nn.Module, low: float, high: float, **values) -> None:
-    """Set the values as attributes.
-
-    Raises:
-        ValueError: One is not in ``low..high``.
-    """
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            name = type(owner).__name__
-            raise ValueError(f'{name}.{key}={value!r} is not valid: expected a number from {low:g} to {high:g}')
-        setattr(owner, key, value)
 
 
 def _boxes(images: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
@@ -40,47 +28,6 @@ def _boxes(images: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class BatchCrop(nn.Module):
-    """Shift every image by up to ``padding`` pixels and fill with zeros: pad and crop.
-
-    Args:
-        padding (int): Pixels on each side. Defaults to 4.
-    """
-
-    def __init__(self, padding: int = 4):
-        super().__init__()
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-            raise ValueError(f'BatchCrop.padding={padding!r} is not valid: expected an integer of at least 0')
-        self.padding = padding
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        num, _, height, width = images.shape
-        top, left = torch.randint(2 * self.padding + 1, (2, num, 1), device=images.device)
-        rows = top + torch.arange(height, device=images.device)
-        columns = left + torch.arange(width, device=images.device)
-        padded = F.pad(images, 4 * [self.padding]).permute(0, 2, 3, 1)
-        batch = torch.arange(num, device=images.device)[:, None, None]
-        return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2), labels
-
-
-@MODELS.register_module()
-class BatchFlip(nn.Module):
-    """Mirror images, left to right.
-
-    Args:
-        prob (float): Share of the images. Defaults to 0.5.
-    """
-
-    def __init__(self, prob: float = 0.5):
-        super().__init__()
-        _check(self, 0, 1, prob=prob)
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.prob
-        return torch.where(chosen, images.flip(3), images), labels
-
-
-@MODELS.register_module()
 class BatchErase(nn.Module):
     """Put noise into a rectangle of an image (random erasing).
 
@@ -93,8 +40,8 @@ class BatchErase(nn.Module):
 
     def __init__(self, prob: float = 0.25, area=(0.02, 0.33), aspect: float = 0.3):
         super().__init__()
-        _check(self, 0, 1, prob=prob)
-        _check(self, 0.01, 1, aspect=aspect)
+        check_range(self, 0, 1, prob=prob)
+        check_range(self, 0.01, 1, aspect=aspect)
         if len(area) != 2 or not 0 <= area[0] <= area[1] <= 1:
             raise ValueError(f'BatchErase.area={area!r} is not valid: expected two rising numbers from 0 to 1')
         self.area = area
@@ -123,8 +70,8 @@ class BatchMix(nn.Module):
 
     def __init__(self, num_classes: int, mixup: float = 0.8, cutmix: float = 1.0, prob: float = 1.0):
         super().__init__()
-        _check(self, 0, 1, prob=prob)
-        _check(self, 0, 1000, mixup=mixup, cutmix=cutmix)
+        check_range(self, 0, 1, prob=prob)
+        check_range(self, 0, 1000, mixup=mixup, cutmix=cutmix)
         if not mixup and not cutmix:
             raise ValueError('BatchMix.mixup=0 and BatchMix.cutmix=0 leave nothing to do: expected one above 0')
         self.num_classes = num_classes

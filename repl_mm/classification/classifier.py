@@ -1,11 +1,16 @@
 """The classifier, and what happens to a batch of images before it."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ..registry import MODELS
+from ..registry import MODELS, class_of
 
 
 @MODELS.register_module()
@@ -149,3 +154,30 @@ class ImageClassifier(BaseModel):
                 f'has {out.shape[1]} channels'
             )
         return self.head(out)
+
+
+def classifier_head(cfg, weights: dict[str, Tensor], device: str = 'cpu') -> Callable | None:
+    """What the classifier of a config makes of its backbone's outputs, with given weights.
+
+    Args:
+        cfg (Config): The config.
+        weights (dict): Tensors of the model outside of its backbone.
+        device (str): Where the outputs will be. Defaults to 'cpu'.
+
+    Returns:
+        Callable | None: It gives the logits; None for another model, or if the weights are of other classes.
+    """
+    scope = cfg.get('default_scope')
+    kind = class_of(ROOT_MODELS, cfg.model.type, scope)
+    if not (isinstance(kind, type) and issubclass(kind, ImageClassifier)):
+        return None
+    # without a teacher, which may be what these weights are to become
+    settings = {key: cfg.model[key] for key in ('backbone', 'num_classes', 'in_channels')}
+    with DefaultScope.overwrite_default_scope(scope):
+        model = ImageClassifier(**copy.deepcopy(settings))
+    own = model.head.state_dict()
+    head = {name: weights.get(f'head.{name}') for name in own}
+    if any(tensor is None or tensor.shape != own[name].shape for name, tensor in head.items()):
+        return None
+    model.head.load_state_dict(head)
+    return model.to(device).eval().requires_grad_(False).classify

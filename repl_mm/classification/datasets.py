@@ -15,13 +15,10 @@ import torch
 from mmengine.dataset import Compose, default_collate
 from torch.utils.data import Dataset
 
+from ..data_checks import DataError
 from ..registry import DATASETS, FUNCTIONS
 
 PICTURES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
-
-
-class DataError(ValueError):
-    """A file of a dataset or a teacher is missing, cut off or another; the message names it and what was expected."""
 
 
 @FUNCTIONS.register_module()
@@ -36,8 +33,8 @@ class Images(Dataset):
     Args:
         data_root (str): Folder of the official files.
         split (str): One of the class's ``SPLITS``. Defaults to 'train'.
-        indices (int | Sequence[int] | None): Only the first so many images, or those of these numbers. Defaults to None,
-            all of them.
+        indices (int | Sequence[int] | None): Only the first so many images, or those of these numbers. Defaults to
+            None, all of them.
         pipeline (Sequence[dict]): Transforms of single images, mm's and those of
             :mod:`repl_mm.classification.transforms`; the last one is ``PackImage``. Defaults to none.
         num_classes (int | None): Number of classes that the data must have. Defaults to None, any.

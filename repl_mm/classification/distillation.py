@@ -7,9 +7,9 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import Tensor
 
+from ..data_checks import DataError
 from ..registry import MODELS
 from .classifier import ImageClassifier
-from .datasets import DataError
 
 
 @MODELS.register_module()

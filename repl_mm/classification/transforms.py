@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 
+from ..data_checks import DataError
 from ..registry import TRANSFORMS
-from .datasets import DataError
 
 GRAY = 128  # where a geometric operation leaves nothing
 

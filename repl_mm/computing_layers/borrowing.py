@@ -116,7 +116,7 @@ class Neighbour:
                 raise BorrowError(
                     self.complaint(
                         f'it is sharded apart from them ({kind.__name__})',
-                        'shard the backbone or its stages as one unit, fully_shard(model.backbone), not block by block',
+                        'shard the backbone or its stages as one unit, fully_shard(model.backbone), not its blocks',
                     )
                 )
             if not isinstance(weight, Tensor) or not (kind.__module__ + '.').startswith('torch.'):

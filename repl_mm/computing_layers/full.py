@@ -63,8 +63,8 @@ class FullComputingLayer(ComputingLayer):
             return self.repl['block'](x, *args, **kwargs)
         if self.names and torch.jit.is_tracing():
             raise RuntimeError(
-                "torch.jit.trace cannot record weights that operator='full' synthesizes: call repl_mm.fold(model.eval()) "
-                'before'
+                "torch.jit.trace cannot record weights that operator='full' synthesizes: call "
+                'repl_mm.fold(model.eval()) before'
             )
         if self.with_cp and torch.is_grad_enabled() and not torch.jit.is_tracing():
             return checkpoint(self.run, self.weights, x, *args, use_reentrant=False, **kwargs)

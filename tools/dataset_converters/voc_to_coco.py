@@ -1,8 +1,8 @@
-"""Converts a folder in Pascal VOC form (as the public BCCD blood-cell dataset is published) to a COCO folder.
+"""Convert a folder in Pascal VOC form (as the public BCCD blood-cell dataset is published) to a COCO folder.
 
 BCCD (MIT licence) is published at https://github.com/Shenggan/BCCD_Dataset; its folder ``BCCD`` is the input::
 
-    python tools/voc_to_coco.py BCCD_Dataset/BCCD data/bccd --classes RBC WBC Platelets
+    python tools/dataset_converters/voc_to_coco.py BCCD_Dataset/BCCD data/bccd --classes RBC WBC Platelets
 
     BCCD/                                    data/bccd/
         JPEGImages/*.jpg                         images/*.jpg
@@ -21,7 +21,7 @@ SPLITS = ('train', 'val', 'test')
 
 
 def read_objects(path):
-    """Reads one VOC annotation file.
+    """Read one VOC annotation file.
 
     Args:
         path (Path): The ``.xml`` file.
@@ -42,7 +42,7 @@ def read_objects(path):
 
 
 def convert(voc, out, classes):
-    """Converts the splits that ``ImageSets/Main`` lists.
+    """Convert the splits that ``ImageSets/Main`` lists.
 
     Args:
         voc (Path): Folder with ``JPEGImages``, ``Annotations`` and ``ImageSets``.

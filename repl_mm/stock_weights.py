@@ -1,0 +1,91 @@
+"""Public weights of stock networks, by mm's names and timm's."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from .config import build
+
+HEADS = ('head.', 'fc.', 'linear.')  # what public classifiers call their last layer
+# timm's names of a ViT -> mmseg's
+TIMM = {
+    'patch_embed.proj.': 'patch_embed.projection.',
+    'blocks.': 'layers.',
+    '.norm': '.ln',
+    '.attn.qkv.': '.attn.attn.in_proj_',
+    '.attn.proj.': '.attn.attn.out_proj.',
+    '.mlp.fc1.': '.ffn.layers.0.0.',
+    '.mlp.fc2.': '.ffn.layers.1.',
+}
+
+
+def read_stock(path: str, prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read a checkpoint.
+
+    Args:
+        path (str): File, or a name that mmengine knows, such as ``torchvision://resnet50``.
+        prefix (str): Of the backbone in the config's model, for instance ``'backbone.'``.
+
+    Returns:
+        tuple[dict, dict]: The backbone's tensors by their names in it, and all others by their names in the model.
+    """
+    state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    state = next((state[key] for key in ('state_dict', 'model') if key in state), state)
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    if any(key.startswith(prefix) for key in state):
+        backbone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        return backbone, {key: value for key, value in state.items() if not key.startswith(prefix)}
+    heads = {key: value for key, value in state.items() if key.startswith(HEADS)}
+    timm = 'blocks.0.attn.qkv.weight' in state
+    backbone = {mmseg_name(key) if timm else key: state[key] for key in state if key not in heads}
+    return backbone, {f'head.{key.partition(".")[2]}': value for key, value in heads.items()}
+
+
+def mmseg_name(key: str) -> str:
+    """mmseg's name of a tensor of timm's VisionTransformer."""
+    for timm, mmseg in TIMM.items():
+        key = key.replace(timm, mmseg)
+    return f'ln1{key.removeprefix("norm")}' if key.startswith('norm.') else key
+
+
+def load_backbone(settings: dict, scope: str | None, state: dict[str, Tensor]) -> tuple[nn.Module, list[str]]:
+    """Build a stock backbone with weights, which it reads by its own code: that knows other names and sizes.
+
+    Args:
+        settings (dict): Config of the backbone.
+        scope (str | None): The config's ``default_scope``.
+        state (dict): The weights.
+
+    Returns:
+        tuple[nn.Module, list[str]]: The backbone, and the names in ``state`` that have no place in it.
+
+    Raises:
+        ValueError: Tensors of the backbone are not among the weights.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / 'stock.pth')
+        torch.save(dict(state_dict=state), file)
+        backbone = build(dict(settings, init_cfg=dict(type='Pretrained', checkpoint=file)), scope)
+        with torch.no_grad():
+            for tensor in backbone.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
+        backbone.init_weights()
+    own = backbone.state_dict()
+    left = [name for name, tensor in own.items() if tensor.isnan().any()]
+    if left:
+        raise ValueError(
+            f'has no values for {len(left)} of {len(own)} tensors of the stock {type(backbone).__name__} '
+            f"({shorten(left)}): expected its weights, in its own names or timm's; mmseg's wheel has converters for "
+            'others in .mim/tools/model_converters'
+        )
+    return backbone, [name for name in state if name not in own]
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first names of a list, for a message."""
+    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
