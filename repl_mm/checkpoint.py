@@ -121,15 +121,24 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     have; one log line says how many tensors were loaded, dropped and left at their initialization.
 
     Raises:
-        PlanError: The weights were made with another plan.
+        PlanError: The weights were made with another plan, in another format, or for blocks of another width.
     """
     plan = backbone.repl_plan
     saved = state_dict.pop(prefix + PLAN_KEY, None)
     own = {prefix + key: value for key, value in backbone.state_dict().items() if key != PLAN_KEY}
+    places = tuple(
+        f'{prefix}{name}.' for name, module in backbone.named_modules() if isinstance(module, ComputingLayer)
+    )
     state_dict_keys = [key for key in state_dict if key.startswith(prefix)]
     loaded = [key for key in state_dict_keys if key in own and state_dict[key].shape == own[key].shape]
     if saved is not None:
         refuse_difference(decode_plan(saved), plan, 'the checkpoint')
+        for key in state_dict_keys:
+            if key.startswith(places) and key in own and state_dict[key].shape != own[key].shape:
+                raise PlanError(
+                    'the checkpoint was made with the same plan for wider or narrower blocks, nothing was loaded; '
+                    f'{key!r} is {tuple(state_dict[key].shape)} there, {tuple(own[key].shape)} in the model'
+                )
         print_log(
             f'RepL: weights of the same plan for {type(backbone).__name__}: {len(loaded)} of {len(own)} tensors '
             'loaded',
@@ -138,9 +147,6 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
         return
     if not loaded:
         return  # not weights of this backbone at all: let the loader say so
-    places = tuple(
-        f'{prefix}{name}.' for name, module in backbone.named_modules() if isinstance(module, ComputingLayer)
-    )
     dropped = [key for key in state_dict_keys if key.startswith(places) and key not in own]
     for key in dropped:
         del state_dict[key]

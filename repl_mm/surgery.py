@@ -84,6 +84,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     if hasattr(family, 'finish'):
         family.finish(backbone)
     attach_plan(backbone, plan)
+    backbone.repl_stock = None  # the builders know it
     return plan
 
 

@@ -334,6 +334,17 @@ def test_files_of_another_format_are_refused_in_one_line_and_nothing_is_loaded(n
         untouched(backbone, dict(before))
 
 
+@pytest.mark.parametrize('type_', ['ResNet', 'ResNeXt'])
+def test_an_equal_plan_for_other_widths_is_refused(type_):
+    settings = dict(BACKBONES['bottleneck'][0], type=type_, base_channels=16)
+    backbone, saved = build_backbone('bottleneck'), build(settings)
+    repl_mm.apply_repl(saved, **BACKBONES['bottleneck'][1])
+    before = copy.deepcopy(backbone.state_dict())
+    with pytest.raises(repl_mm.PlanError, match='same plan for wider or narrower blocks, nothing was loaded'):
+        backbone.load_state_dict(saved.state_dict())
+    untouched(backbone, dict(before))
+
+
 # ---- stock weights ------------------------------------------------------------------------------------------------
 
 
