@@ -13,10 +13,9 @@ from .computing_layers import ComputingLayer
 from .plan import Plan, PlanError, differences
 
 PLAN_KEY = 'repl_plan'
-# Of the weights in a file. 1: until repl_mm 0.1, without this number; 2: very short rows of a neighbour's weight count
-# as longer than they are (see repl_mm.fusion), which leaves all parameters as they were.
-FORMAT = 2
-READABLE = (1, 2)
+# Of the weights in a file: another number wherever the parameters of an operator change. Files without it are of 1.
+FORMAT = 1
+READABLE = (1,)
 
 
 # What mmengine's objects store of their own classes: pickle writes a method as getattr(class, name).

@@ -63,21 +63,26 @@ def align_channels(weight: Tensor, dim: int, length: int) -> Tensor:
     return weight.index_select(dim, spread(length, weight.shape[dim]).to(weight.device))
 
 
-def row_lengths(matrix: Tensor) -> Tensor:
-    """Lengths of a matrix's rows, to divide by: no shorter than ``SHORTEST`` of their root mean square.
+def with_lengths(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix and the lengths of its rows, to divide by.
 
     Trained networks have dead channels, whose rows are shorter than the others by many orders of magnitude. Brought to
-    unit length they would receive gradients that are as many orders too large.
+    unit length, they would receive gradients that are as many orders too large. So rows shorter than ``SHORTEST`` of
+    the root mean square length receive the gradient that a row of that length would. Values are as they are.
 
     Args:
         matrix (Tensor): ``(rows, columns)``.
 
     Returns:
-        Tensor: ``(rows,)``; 1 if all rows are 0.
+        tuple[Tensor, Tensor]: The matrix, and ``(rows, 1)``, above 0.
     """
-    lengths = matrix.norm(dim=1)
-    typical = lengths.norm() / math.sqrt(lengths.numel())
-    return torch.maximum(lengths, torch.where(typical > EPS, SHORTEST * typical, 1.0))
+    tiny = max(EPS, torch.finfo(matrix.dtype).tiny)  # its inverse is a number of this precision
+    if matrix.requires_grad:
+        plain = matrix.detach()
+        lengths = plain.norm(dim=1, keepdim=True)
+        typical = lengths.norm() / math.sqrt(lengths.numel())
+        matrix = torch.lerp(plain, matrix, (lengths / (SHORTEST * typical).clamp_min(tiny)).clamp_max(1))
+    return matrix, matrix.norm(dim=1, keepdim=True).clamp_min(tiny)
 
 
 class WeightSource(nn.Module):
@@ -142,7 +147,7 @@ class FusedWeight(WeightSource):
     r"""The learnable transformation: :math:`K = \sum_j T_j(\hat W_j)`.
 
     :math:`\hat W_j` is the neighbour's weight as a matrix (hidden, outer), its rows of unit length if ``normalize``
-    (see :func:`row_lengths`).
+    (see :func:`with_lengths`).
     ``T_j`` is
 
     * ``scalar``: one number per neighbour (``W_i = a W_(i-1) + b W_(i+1)``, arXiv 2410.01239);
@@ -192,7 +197,7 @@ class FusedWeight(WeightSource):
     def transform(self, j: int, matrix: Tensor) -> Tensor:
         """``T_j`` of one neighbour's matrix: ``(hidden_j, outer)`` -> ``(hidden, outer)``."""
         coefficient = self.coefficients[j] * self.rate
-        length = row_lengths(matrix)[:, None] if self.normalize else matrix.new_ones(len(matrix), 1)
+        matrix, length = with_lengths(matrix) if self.normalize else (matrix, matrix.new_ones(len(matrix), 1))
         if self.type == 'mix':
             # the row lengths go into the small factor, so that no normalized copy of the weight is made
             factor = coefficient / length.view(self.groups, 1, -1)
@@ -239,8 +244,8 @@ class Synthesis(nn.Module):
         """
         kernel = self.source(weights)
         if self.gain is not None:
-            scale = self.gain / row_lengths(kernel.flatten(1))
-            kernel = kernel * scale.view(-1, *[1] * (kernel.dim() - 1))
+            matrix, length = with_lengths(kernel.flatten(1))
+            kernel = (matrix * (self.gain[:, None] / length)).view(kernel.shape)
         return kernel, self.bias
 
 

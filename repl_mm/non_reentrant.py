@@ -51,7 +51,7 @@ def make_all_non_reentrant(model: nn.Module) -> None:
 
 
 class NonReentrantHook(Hook):
-    """Makes the checkpoints of ``with_cp=True`` non-reentrant before training, also in a stock backbone."""
+    """Make the checkpoints of ``with_cp=True`` non-reentrant before training, also in a stock backbone."""
 
     def before_train(self, runner) -> None:
         """Change the blocks of the runner's model."""

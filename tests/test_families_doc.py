@@ -80,7 +80,7 @@ def test_every_mode_of_the_example(replace, entered):
 
 @pytest.fixture(scope='module')
 def my_resnet():
-    """Runs the example of a subclass, which registers a family."""
+    """Run the example of a subclass, which registers a family."""
     exec(SUBCLASS, {})
     yield
     del families.FAMILIES[0]

@@ -15,7 +15,7 @@ from repl_mm.fusion import (
     align_channels,
     align_kernel,
     build_source,
-    row_lengths,
+    with_lengths,
     spread,
 )
 
@@ -210,7 +210,7 @@ def test_fusion_does_not_see_the_scale_of_the_neighbours_hidden_units(kind):
     torch.manual_seed(0)
     weights = [torch.randn(6, 4, 3, 3) for _ in range(2)]
     source = FusedWeight((6, 4, 3, 3), [(6, 4, 3, 3)] * 2, type=kind, groups=2)
-    scales = torch.rand(6, 1, 1, 1) * 100 + 20  # none is short beside the others, see test_dead_filters
+    scales = torch.rand(6, 1, 1, 1) * 100 + 0.01
     torch.testing.assert_close(source([weights[0] * scales, weights[1] * 7]), source(weights))
 
 
@@ -261,12 +261,17 @@ def test_dead_filters_get_no_larger_gradients_than_others(scale, gain):
     assert gradient(scale) < 12 * gradient(1.0)
 
 
-def test_rows_shorter_than_a_tenth_of_the_typical_length_count_as_that_long():
-    lengths = row_lengths(torch.eye(4) * torch.tensor([2.0, 2.0, 2.0, 1e-6])[:, None])
-    torch.testing.assert_close(lengths, torch.tensor([2.0, 2.0, 2.0, 0.1 * 3**0.5]))
-    assert row_lengths(torch.zeros(3, 5)).tolist() == [1, 1, 1]
-    healthy = torch.randn(16, 8)
-    assert torch.equal(row_lengths(healthy), healthy.norm(dim=1))
+def test_short_rows_receive_the_gradient_of_longer_ones():
+    torch.manual_seed(0)
+    unit = torch.nn.functional.normalize(torch.randn(4, 9), dim=1)
+    weight = (unit * torch.tensor([2.0, 2.0, 2.0, 1e-6])[:, None]).requires_grad_()
+    matrix, lengths = with_lengths(weight)
+    torch.testing.assert_close(matrix / lengths, unit)  # values are those of plain division
+    wanted = torch.randn(4, 9)
+    (matrix / lengths * wanted).sum().backward()
+    plain = (wanted - (wanted * unit).sum(1, keepdim=True) * unit) / weight.detach().norm(dim=1, keepdim=True)
+    plain[3] *= 1e-6 / (0.1 * 3**0.5)
+    torch.testing.assert_close(weight.grad, plain, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

@@ -13,7 +13,7 @@ PACKAGE = REPO / 'repl_mm'
 
 
 def python(code):
-    """Runs code in a process of its own."""
+    """Run code in a process of its own."""
     env = dict(os.environ, PYTHONPATH=str(REPO))
     return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
 

@@ -165,7 +165,7 @@ randomness = dict(seed=0)
 
 
 def run(tool, *args, cwd, **env):
-    """Runs a tool in the folder ``cwd`` and returns what came of it."""
+    """Run a tool in the folder ``cwd`` and return what came of it."""
     launcher = ['bash'] if tool.endswith('.sh') else [sys.executable]
     env = {**os.environ, 'PYTHON': sys.executable, **env}
     command = [*launcher, TOOLS / tool, *map(str, args)]
@@ -173,14 +173,14 @@ def run(tool, *args, cwd, **env):
 
 
 def run_well(tool, *args, cwd, **env):
-    """Runs a tool that has to succeed and returns its log."""
+    """Run a tool that has to succeed and return its log."""
     done = run(tool, *args, cwd=cwd, **env)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout + done.stderr
 
 
 def detector(folder, replace=''):
-    """Writes the config of a tiny RetinaNet-RepL."""
+    """Write the config of a tiny RetinaNet-RepL."""
     config = folder / 'tiny.py'
     config.write_text(DETECTION.format(root=ROOT, replace=replace))
     return config

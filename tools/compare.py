@@ -1,4 +1,4 @@
-"""Trains configs with and without RepL over several seeds and puts accuracy and cost side by side.
+"""Train configs with and without RepL over several seeds and put accuracy and cost side by side.
 
 Between the arms of a config nothing but the words of its backbones changes; these may be stock or RepL::
 

@@ -1,4 +1,4 @@
-"""Tests a checkpoint of a config's model: detection, segmentation or classification, with or without RepL."""
+"""Test a checkpoint of a config's model: detection, segmentation or classification, with or without RepL."""
 
 from _common import (
     build_runner,

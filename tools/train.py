@@ -1,4 +1,4 @@
-"""Trains the model of a config: detection, segmentation or classification, with or without RepL."""
+"""Train the model of a config: detection, segmentation or classification, with or without RepL."""
 
 from _common import (
     build_runner,

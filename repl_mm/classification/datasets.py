@@ -240,7 +240,7 @@ def _classes(labels, num: int, num_classes: int, path: Path, first: int = 0) -> 
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads arrays, and runs nothing that a file brings along."""
+    """A reader of arrays that runs nothing that a file brings along."""
 
     allowed = {
         ('numpy', 'ndarray'): np.ndarray,
