@@ -15,8 +15,8 @@ from repl_mm.fusion import (
     align_channels,
     align_kernel,
     build_source,
-    with_lengths,
     spread,
+    with_lengths,
 )
 
 # shape of the weight to be made, shapes of the neighbours' weights, hidden dimension, groups
