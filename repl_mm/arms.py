@@ -148,7 +148,7 @@ def default_arms(cfg: Config, inputs: ImageInput | None = None) -> list[Arm]:
         ValueError: The scope of the config has no such backbone.
     """
     texts = list(DEFAULTS)
-    nodes = [stock_config(node) for node in find_backbones(cfg.model).values()]
+    nodes = [stock_config(node) for node in find_backbones(cfg.get('model')).values()]
     keys = [init_keys(node, cfg.get('default_scope')) | node for node in nodes]
     if all('with_cp' in found and not found['with_cp'] for found in keys):
         # mm's reentrant checkpoint leaves out the first block behind frozen stages: not an advantage of RepL's own
@@ -197,7 +197,7 @@ def arm_config(arm: Arm, cfg: Config) -> Config:
     Raises:
         ValueError: The model has no backbone that RepL serves.
     """
-    paths = find_backbones(cfg.model)
+    paths = find_backbones(cfg.get('model'))
     cfg = copy.deepcopy(cfg)
     cfg.model = with_backbones(cfg.model, lambda node: backbone_config(arm, node))
     cfg.merge_from_dict(arm.model_settings)
@@ -214,12 +214,15 @@ def arm_config(arm: Arm, cfg: Config) -> Config:
     return cfg
 
 
-def build_backbones(arm: Arm, cfg: Config) -> list[nn.Module]:
+def build_backbones(arm: Arm, cfg: Config) -> list[tuple[nn.Module, ImageInput]]:
     """Build the backbones of an arm, alone and without weights, in the config's own scope.
 
     Args:
         arm (Arm): The arm.
         cfg (Config): A config with stock or RepL backbones.
+
+    Returns:
+        list[tuple[nn.Module, ImageInput]]: Each backbone, and the arm's input with as many channels as it takes.
 
     Raises:
         ValueError: The model has no backbone that RepL serves, a word of the arm is not possible, or a switch has
@@ -228,14 +231,15 @@ def build_backbones(arm: Arm, cfg: Config) -> list[nn.Module]:
     """
     model = arm_config(arm, cfg).model
     backbones = []
-    for path in find_backbones(cfg.model):
+    for path in find_backbones(cfg.get('model')):
         node = model
         for key in path:
             node = node[key]
         node = {key: value for key, value in node.items() if key not in WEIGHTS}
-        backbones.append(build(node, cfg.get('default_scope')))
+        backbone = build(node, cfg.get('default_scope'))
         for switch in arm.switches:
-            _switch_on(switch, backbones[-1])
+            _switch_on(switch, backbone)
+        backbones.append((backbone, arm.inputs.with_channels(node.get('in_channels', 3))))
     return backbones
 
 

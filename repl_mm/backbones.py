@@ -73,7 +73,7 @@ def stock_class(name: str) -> type:
     )
 
 
-def _class_of(name: str, scope: str) -> type:
+def _class_in(name: str, scope: str) -> type:
     """The stock class that ``type='<scope>.RepL<name>'`` asks for.
 
     Within the scope itself mmengine does not tell the prefix from the plain name, which may fall back to others.
@@ -114,7 +114,7 @@ def _builder(name: str, scope: str | None = None) -> Callable:
 
     def build(*args, replace=None, **kwargs):
         replace = check_keys(replace)
-        cls = stock_class(name) if scope is None else _class_of(name, scope)
+        cls = stock_class(name) if scope is None else _class_in(name, scope)
         stock = _stock_settings(cls, args, kwargs)  # now: mm's code changes what it is given
         backbone = cls(*args, **kwargs)
         apply_repl(backbone, **replace)

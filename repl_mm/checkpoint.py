@@ -84,18 +84,20 @@ def decode_plan(tensor: torch.Tensor) -> dict:
 
 
 def attach_plan(backbone: nn.Module, plan: Plan) -> None:
-    """Give a backbone its plan: as attribute ``repl_plan``, in its state dict, and as guard of what is loaded into it.
+    """Give a backbone its plan: as attribute ``repl``, in its state dict, and as guard of what is loaded into it.
 
-    The plan is no buffer: nothing that averages, casts, moves or empties buffers reaches it.
+    The plan is no buffer: nothing that averages, casts, moves or empties buffers reaches it. Under the name that it
+    has in the state dict there is a plain tensor, for code that looks a state dict's names up in the module.
     """
-    backbone.repl_plan = plan
+    backbone.repl = plan
+    setattr(backbone, PLAN_KEY, encode_plan(plan))
     backbone.register_state_dict_post_hook(write_plan)
     backbone.register_load_state_dict_pre_hook(check_and_convert)
 
 
 def write_plan(backbone, state_dict, prefix, _) -> None:
     """Hook of ``state_dict()``: put the plan in, as a tensor of its own every time."""
-    state_dict[prefix + PLAN_KEY] = encode_plan(backbone.repl_plan)
+    state_dict[prefix + PLAN_KEY] = encode_plan(backbone.repl)
 
 
 def refuse_difference(have: dict, plan: Plan, where: str) -> None:
@@ -105,12 +107,14 @@ def refuse_difference(have: dict, plan: Plan, where: str) -> None:
     """
     if have.get('format', 1) not in READABLE:
         raise PlanError(
-            f'{where} has weights of format {have["format"]!r}, nothing was loaded: expected '
+            f'{where} has weights of format {have["format"]!r}, which were not loaded: expected '
             f'{" or ".join(map(str, READABLE))}; it was written by another version of repl_mm'
         )
     lines = differences(have, plan.to_dict())
     if lines:
-        raise PlanError(f'{where} was made with another RepL plan; nothing was loaded:\n  ' + '\n  '.join(lines))
+        raise PlanError(
+            f'{where} was made with another RepL plan; its weights were not loaded:\n  ' + '\n  '.join(lines)
+        )
 
 
 def check_and_convert(backbone, state_dict, prefix, *_) -> None:
@@ -122,7 +126,7 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     Raises:
         PlanError: The weights were made with another plan, in another format, or for blocks of another width.
     """
-    plan = backbone.repl_plan
+    plan = backbone.repl
     saved = state_dict.pop(prefix + PLAN_KEY, None)
     own = {prefix + key: value for key, value in backbone.state_dict().items() if key != PLAN_KEY}
     places = tuple(
@@ -135,7 +139,7 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
         for key in state_dict_keys:
             if key.startswith(places) and key in own and state_dict[key].shape != own[key].shape:
                 raise PlanError(
-                    'the checkpoint was made with the same plan for wider or narrower blocks, nothing was loaded; '
+                    'the checkpoint was made with the same plan for wider or narrower blocks; it was not loaded: '
                     f'{key!r} is {tuple(state_dict[key].shape)} there, {tuple(own[key].shape)} in the model'
                 )
         print_log(

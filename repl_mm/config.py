@@ -80,14 +80,30 @@ def _repl_types() -> dict[str, Callable]:
 # ---- backbones of a model -------------------------------------------------------------------------------------------
 
 
-def find_backbones(model: dict) -> dict[tuple, dict]:
-    """Find the backbones that RepL works on, anywhere in a model's config.
+def all_backbones(model: dict) -> dict[tuple, dict]:
+    """Find all backbones in a model's config, of RepL, of a stock type that it serves, or of any other.
 
-    These are all RepL backbones: dicts with a key ``replace`` or with a RepL type. Without any, they are the stock
-    backbones that RepL serves, where a key speaks of a backbone: ``backbone``, ``backbone_cfg``, ``image_encoder``.
+    They stand where a key speaks of a backbone: ``backbone``, ``backbone_cfg``, ``image_encoder``; RepL types stand
+    anywhere.
 
     Args:
         model (dict): ``cfg.model``.
+
+    Returns:
+        dict[tuple, dict]: The backbones' configs by their path, for instance ``('detector', 'backbone')``.
+    """
+    nodes = _dicts(model)
+    return {p: node for p, node in nodes if has_repl_type(node) or (_speaks_of_backbone(p) and type_name(node))}
+
+
+def find_backbones(model: dict | None) -> dict[tuple, dict]:
+    """Find the backbones that RepL works on, anywhere in a model's config.
+
+    These are all RepL backbones: those with a RepL type or a key ``replace``. Without any, they are the stock
+    backbones that RepL serves.
+
+    Args:
+        model (dict | None): ``cfg.get('model')``.
 
     Returns:
         dict[tuple, dict]: The backbones' configs by their path, for instance ``('detector', 'backbone')``.
@@ -95,11 +111,12 @@ def find_backbones(model: dict) -> dict[tuple, dict]:
     Raises:
         ValueError: There is none.
     """
-    nodes = list(_dicts(model))
-    found = {path: node for path, node in nodes if 'replace' in node or has_repl_type(node)}
+    if not model:
+        raise ConfigError('the config has no model: expected one with a backbone')
+    stock = all_backbones(model)
+    found = {path: node for path, node in stock.items() if 'replace' in node or has_repl_type(node)}
     if found:
         return found
-    stock = {path: node for path, node in nodes if _speaks_of_backbone(path) and type_name(node)}
     served = {path: node for path, node in stock.items() if f'RepL{type_name(node)}' in _repl_types()}
     if served:
         return served
@@ -166,14 +183,36 @@ def stock_type(backbone: dict) -> Any:
 
 
 def repl_type(backbone: dict) -> str:
-    """Return the RepL type of a stock or RepL backbone's config, in the scope of the same package."""
-    return f'{_package(backbone) or "repl_mm"}.RepL{type_name(backbone).removeprefix("RepL")}'
+    """Return the RepL type of a stock or RepL backbone's config, in the scope of the same package.
+
+    Raises:
+        ValueError: The type is a class that no registry has, for which there is no RepL type.
+    """
+    name = type_name(backbone).removeprefix('RepL')
+    return f'{_package(backbone) or "repl_mm"}.RepL{name}'
 
 
 def _package(backbone: dict) -> str:
-    """The mm package that a type names by its scope or by the module of its class; '' if it names none."""
-    package = _type_text(backbone).partition('.')[0]
-    return package if package in PACKAGES else ''
+    """The package whose registry has a type, by its scope or its class; '' for the plain name or our own.
+
+    Raises:
+        ValueError: The type is a class that no registry has.
+    """
+    text, name = _type_text(backbone), type_name(backbone)
+    package, _, rest = text.partition('.')
+    if not rest or package == 'repl_mm':
+        return ''
+    if package in {*PACKAGES, *MODELS.children}:
+        return package
+    if name in _repl_types():
+        return ''
+    for registry in (MODELS, *MODELS.children.values()):
+        if name in registry.module_dict and _type_text(registry.module_dict[name]) == text:
+            return '' if registry is MODELS else registry.scope
+    raise ConfigError(
+        f"there is no RepL type for the class {text}: expected one that a package's registry has, as 'mmdet.{name}', "
+        'or your own that is registered (docs/families.md)'
+    )
 
 
 def stock_config(backbone: dict) -> dict:
@@ -290,6 +329,10 @@ def read_config(name: str) -> Config:
         return get_config(name)
     except (FileNotFoundError, ModuleNotFoundError) as error:  # of the config, of a base, or of the package of a base
         raise ConfigError(f"config '{name}': {error}") from error
+    except ValueError as error:  # mmengine wants a folder, and speaks of its own functions
+        if not in_package or isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"config '{name}': expected a path in {package}, as in mmdet::FOLDER/NAME.py") from error
 
 
 def set_data_root(cfg: Config, folder: str) -> None:

@@ -196,7 +196,7 @@ class FusedWeight(WeightSource):
 
     def transform(self, j: int, matrix: Tensor) -> Tensor:
         """``T_j`` of one neighbour's matrix: ``(hidden_j, outer)`` -> ``(hidden, outer)``."""
-        coefficient = self.coefficients[j] * self.rate
+        coefficient = self.coefficients[j].to(matrix.dtype) * self.rate
         matrix, length = with_lengths(matrix) if self.normalize else (matrix, matrix.new_ones(len(matrix), 1))
         if self.type == 'mix':
             # the row lengths go into the small factor, so that no normalized copy of the weight is made
@@ -245,7 +245,7 @@ class Synthesis(nn.Module):
         kernel = self.source(weights)
         if self.gain is not None:
             matrix, length = with_lengths(kernel.flatten(1))
-            kernel = (matrix * (self.gain[:, None] / length)).view(kernel.shape)
+            kernel = (matrix * (self.gain[:, None].to(matrix.dtype) / length)).view(kernel.shape)
         return kernel, self.bias
 
 

@@ -15,6 +15,8 @@ from torch import nn
 
 from .calibration import calibrate, uncalibrated
 from .checkpoint import PLAN_KEY, plan_record, refuse_difference
+from .computing_layers import is_sharded
+from .families import find_family
 from .fusion import FusedWeight, Synthesis
 from .plan import PlanError
 from .registry import HOOKS, register
@@ -71,7 +73,7 @@ class RepLHook(Hook):
             runner.logger.info('RepLHook: the model has no RepL backbone, nothing to do')
             return
         for name, backbone in backbones:
-            runner.logger.info(f'{name or "model"}: {backbone.repl_plan}')
+            runner.logger.info(f'{name or "model"}: {backbone.repl}')
         self._report(runner, backbones)
         self._write_plan(runner, backbones)
         self._refuse_reentrant(runner, backbones)
@@ -98,7 +100,7 @@ class RepLHook(Hook):
     def _write_plan(self, runner, backbones) -> None:
         path = osp.join(runner.work_dir, PLAN_FILE)
         with open(path, 'w') as file:
-            json.dump({name: plan_record(backbone.repl_plan) for name, backbone in backbones}, file, indent=2)
+            json.dump({name: plan_record(backbone.repl) for name, backbone in backbones}, file, indent=2)
 
     def _refuse_reentrant(self, runner, backbones) -> None:
         """mmengine's ``activation_checkpointing`` is reentrant: DDP dies on the borrowed weights inside it."""
@@ -106,28 +108,37 @@ class RepLHook(Hook):
         modules = [modules] if isinstance(modules, str) else modules
         for name, backbone in backbones:
             inside = [m for m in modules if m == name or m.startswith(f'{name}.') or name.startswith(f'{m}.')]
-            if inside and is_model_wrapper(runner.model) and backbone.repl_plan.mode in ('fuse', 'share'):
+            if inside and is_model_wrapper(runner.model) and backbone.repl.mode in ('fuse', 'share'):
                 raise RuntimeError(
                     f'activation_checkpointing={inside!r} cannot be combined with RepL in distributed training (its '
                     'checkpoint is reentrant): use with_cp=True of the backbone instead'
                 )
 
     def _verify_optimizer(self, runner, name: str, backbone: nn.Module) -> None:
-        """Refuse an optimizer that trains kept blocks without computing layers; it may leave out both on purpose."""
-        layers = _parameters(backbone)
-        left_out = [_join(name, key) for key, p in layers.items() if p.requires_grad and id(p) not in self._held]
-        if not left_out:
-            return
-        if self._held & {id(p) for p in backbone.parameters()} - {id(p) for p in layers.values()}:
-            raise RuntimeError(
-                f'{len(left_out)} parameters of computing layers are not in the optimizer, first {left_out[0]!r}, but '
-                'parameters of kept blocks are: RepL must be applied before the optimizer is built, by the type of '
-                'the backbone in the config'
+        """Refuse an optimizer that trains the blocks around a computing layer without it; it may leave out all three.
+
+        Parts of a backbone are left out on purpose: all but the last stage, say, or all of it.
+        """
+        stages, left_out = find_family(backbone).stages(backbone), []
+        for slot, (place, layer) in zip(backbone.repl.slots, computing_layers(backbone), strict=True):
+            waiting = [_join(name, place, key) for key, p in layer.named_parameters() if not self._holds(p)]
+            left_out += waiting
+            kept = [stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding))]
+            if waiting and all(any(id(p) in self._held for p in block.parameters()) for block in kept):
+                raise RuntimeError(
+                    f'{len(waiting)} parameters of a computing layer are not in the optimizer, first {waiting[0]!r}, '
+                    'but parameters of the kept blocks beside it are: RepL must be applied before the optimizer is '
+                    'built, by the type of the backbone in the config'
+                )
+        if left_out:
+            runner.logger.info(
+                f'{name or "model"}: the optimizer leaves out {len(left_out)} parameters of computing layers, first '
+                f'{left_out[0]!r}, and the kept blocks there'
             )
-        runner.logger.info(
-            f'{name or "model"}: the optimizer holds no kept block of this backbone, and {len(left_out)} parameters '
-            f'of computing layers are left out as well, first {left_out[0]!r}'
-        )
+
+    def _holds(self, parameter: nn.Parameter) -> bool:
+        """Whether a parameter is in the optimizer, or frozen."""
+        return id(parameter) in self._held or not parameter.requires_grad
 
     def _calibrate(self, runner, model, backbones) -> None:
         model.train()
@@ -165,7 +176,7 @@ class RepLHook(Hook):
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        plans = {name: plan_record(backbone.repl_plan) for name, backbone in repl_backbones(unwrapped(runner.model))}
+        plans = {name: plan_record(backbone.repl) for name, backbone in repl_backbones(unwrapped(runner.model))}
         if plans:
             checkpoint['meta'][PLAN_KEY] = plans
 
@@ -173,7 +184,7 @@ class RepLHook(Hook):
         saved = (checkpoint.get('meta') or {}).get(PLAN_KEY) or {}
         for name, backbone in repl_backbones(unwrapped(runner.model)):
             if name in saved:
-                refuse_difference(saved[name], backbone.repl_plan, 'the checkpoint')
+                refuse_difference(saved[name], backbone.repl, 'the checkpoint')
             elif runner._resume and _join(name, PLAN_KEY) not in checkpoint.get('state_dict', {}):
                 raise PlanError(
                     f'cannot resume: the checkpoint holds no RepL plan for {name!r}, so its optimizer state belongs '
@@ -183,7 +194,9 @@ class RepLHook(Hook):
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
     def before_val_epoch(self, runner) -> None:
-        fold(unwrapped(runner.model))
+        model = unwrapped(runner.model)
+        if not is_sharded(model):  # sharded weights are whole within the forward pass only
+            fold(model)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         unfold(unwrapped(runner.model))
@@ -267,9 +280,9 @@ def costs(backbone: nn.Module, shape: tuple[int, int], optimizer: torch.optim.Op
 
     settings = dict(optimizer.defaults, type=type(optimizer).__name__)
     moments = cost.optimizer_moments(dict(optim_wrapper=dict(optimizer=settings)))[0]
-    inputs = cost.ImageInput(shape)
-    after = cost.measure(backbone, inputs, moments)
     stock = getattr(backbone, 'repl_stock', None)
+    inputs = cost.ImageInput(shape).with_channels((stock or {}).get('in_channels', 3))
+    after = cost.measure(backbone, inputs, moments)
     if stock is None:
         return (
             f'{after.params:,} trainable parameters, {after.flops:,} train FLOPs, {after.activation_bytes:,} '

@@ -28,6 +28,10 @@ class ImageInput:
         if self.batch < 1:
             raise ValueError(f'batch={self.batch} is no number of images: give a whole number of at least 1')
 
+    def with_channels(self, channels: int) -> 'ImageInput':
+        """Return the same input with another number of channels."""
+        return ImageInput((channels, *self.shape[-2:]), self.batch)
+
     def make(self, device: torch.device | str = 'cpu') -> torch.Tensor:
         """Return random images ``(batch, channels, height, width)`` on a device."""
         return torch.rand(self.batch, *(3, *self.shape)[-3:], device=device)

@@ -7,6 +7,7 @@ from mmengine.device import get_device
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from .config import type_name
 from .registry import OPTIM_WRAPPERS, register
 
 
@@ -36,8 +37,7 @@ def enable_amp(cfg) -> None:
         ValueError: The wrapper is of another type than those that can be switched.
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    name = (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
-    if name not in ('OptimWrapper', 'AmpOptimWrapper', 'CPUAmpOptimWrapper'):
+    if type_name(kind) not in ('OptimWrapper', 'AmpOptimWrapper', 'CPUAmpOptimWrapper'):
         raise ValueError(
             "automatic mixed precision works with optim_wrapper.type='OptimWrapper' or 'AmpOptimWrapper', "
             f'not with {kind!r}'

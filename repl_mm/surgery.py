@@ -76,7 +76,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     names = {id(module): name for name, module in backbone.named_modules()}
     for slot, layer in layers.items():
         for neighbour in layer.neighbours:
-            neighbour.name = names[id(neighbour.block)]
+            neighbour.stands_in(backbone, names[id(neighbour.block)])
         stages[slot.stage][slot.index] = layer
     if plan.mode in ('fuse', 'share'):
         for block in borrowed:
@@ -90,7 +90,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
 
 def plan_of(backbone: nn.Module) -> Plan | None:
     """The plan that was applied to a backbone, or None."""
-    plan = getattr(backbone, 'repl_plan', None)
+    plan = getattr(backbone, 'repl', None)
     return plan if isinstance(plan, Plan) else None
 
 

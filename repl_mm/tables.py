@@ -28,7 +28,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
     return '\n'.join([text(lines[0]), f'|{"|".join(dashes)}|', *map(text, lines[1:])])
 
 
-def count(number: float | None) -> str:
+def amount(number: float | None) -> str:
     """Return a number in three or more digits with k, M, G or T; '-' for None."""
     if number is None:
         return '-'

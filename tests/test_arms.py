@@ -14,6 +14,7 @@ import repl_mm
 from repl_mm import arms
 from repl_mm.arms import arm_config, build_backbones, default_arms, read_arm
 from repl_mm.comparison import folder_name
+from repl_mm.inputs import ImageInput
 from repl_mm.non_reentrant import is_non_reentrant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,9 +187,9 @@ def reentrant(net):
 
 def test_what_an_arm_builds():
     cfg = Config(dict(model=dict(type='ImageClassifier', backbone=CIFAR)))
-    (stock,), (repl,) = (build_backbones(read_arm(name), cfg) for name in ('e2e', 'own'))
+    ((stock, _),), ((repl, _),) = (build_backbones(read_arm(name), cfg) for name in ('e2e', 'own'))
     assert repl_mm.plan_of(stock) is None and repl_mm.plan_of(repl).mode == 'own'
-    (plain,), (switched,) = (
+    ((plain, _),), ((switched, _),) = (
         build_backbones(read_arm(f'e2e:with_cp=True{words}'), cfg) for words in ('', ',non_reentrant')
     )
     assert reentrant(plain) and not reentrant(switched)
@@ -196,7 +197,10 @@ def test_what_an_arm_builds():
     x = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(switched.train()(x), plain.train()(x))
     two = Config(dict(model=dict(type='A', backbone=[CIFAR, dict(CIFAR, depth=32)])))
-    assert [repl_mm.plan_of(net).depths for net in build_backbones(read_arm('fuse'), two)] == [(3, 3, 3), (5, 5, 5)]
+    assert [repl_mm.plan_of(net).depths for net, _ in build_backbones(read_arm('fuse'), two)] == [(3, 3, 3), (5, 5, 5)]
+    four = Config(dict(model=dict(type='A', backbone=dict(CIFAR, in_channels=4))))
+    ((_, inputs),) = build_backbones(read_arm('fuse', ImageInput((16, 24), 3)), four)
+    assert inputs.make().shape == (3, 4, 16, 24)
 
 
 def test_a_switch_with_nothing_to_act_on_is_named():

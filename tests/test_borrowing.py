@@ -1,6 +1,7 @@
 """What happens to blocks that lend their weights: what means the same stays right, what does not is refused."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -318,22 +319,36 @@ def wrap(backbone, block):
     block.conv1.weight = nn.Parameter(block.conv1.weight.detach().as_subclass(Quantized))
 
 
+def remove(backbone, block):
+    backbone.layer1[[*backbone.layer1].index(block)] = nn.Identity()
+
+
+def fuse_otherwise(backbone, block):
+    fuse_by_hand(backbone, block)
+    block.bn1 = block.bn2 = nn.Sequential()  # does nothing, like nn.Identity
+
+
 CHANGES = {
+    remove: 'it stands in the backbone no more',
+    fuse_otherwise: "its norm 'bn1' was fused into another operator",
     fuse_by_hand: "its norm 'bn1' was fused into another operator",
-    quantize: "its 'conv2' was exchanged, Conv2d by Conv2d",
+    quantize: "its 'conv2' was exchanged, Conv2d by Conv2d of torch.ao",
     prune_channels: r'its weights for .* are of shapes \[\(8, 16, 3, 3\)',
-    wrap: 'a weight for .* was quantized or wrapped',
+    wrap: "its 'weight' was quantized or wrapped",
 }
 
 
-@pytest.mark.parametrize('change', CHANGES)
-@pytest.mark.parametrize('name', BORROWING)
-@pytest.mark.parametrize('where', ['layer1.0', 'layer1.2'])
+@pytest.mark.parametrize(
+    ('name', 'change', 'where'),
+    [
+        (name, change, where)
+        for name, change in itertools.product(BORROWING, CHANGES)
+        for where in ('layer1.0', 'layer1.2')
+        if not (name == 'share' and where == 'layer1.2')  # it borrows from the preceding block alone
+        and not (change is quantize and where == 'layer1.0')  # the block itself does not run on floats then
+    ],
+)
 def test_a_changed_neighbour_is_named(name, change, where):
-    if name == 'share' and where == 'layer1.2':
-        pytest.skip('share borrows from the preceding block alone')
-    if change is quantize and where == 'layer1.0':
-        pytest.skip('the block itself does not run on floats then')
     backbone = build(name).eval()
     stock = build('stock').eval()
     for net in (backbone, stock):
@@ -342,6 +357,35 @@ def test_a_changed_neighbour_is_named(name, change, where):
         outputs(backbone)
     if change in (fuse_by_hand, prune_channels):  # the stock network goes on
         outputs(stock)
+
+
+@TABLE
+@pytest.mark.parametrize('folded', [False, True])
+def test_fuse_conv_bn_of_mmcv(name, folded):
+    """The whole network, by mmcv's own function: refused, or right as for the stock network."""
+    fuse_conv_bn = pytest.importorskip('mmcv.cnn').fuse_conv_bn
+    backbone = build(name)
+    wanted = outputs(backbone)
+    if folded:
+        repl_mm.fold(backbone)
+    fused = fuse_conv_bn(backbone)
+    if folded or name in ('stock', 'own', 'remove'):
+        same(outputs(fused), wanted, 1e-4)
+    else:
+        with pytest.raises(BorrowError, match="its norm 'bn1' was fused"):
+            outputs(fused)
+
+
+def test_free_weights_in_the_structure_of_the_block_are_refused_or_folded():
+    fuse_conv_bn = pytest.importorskip('mmcv.cnn').fuse_conv_bn
+    backbone = CifarResNet(depth=20)
+    repl_mm.apply_repl(backbone, operator='full', mode='own')
+    wanted = outputs(backbone)
+    folded = copy.deepcopy(backbone)
+    with pytest.raises(BorrowError, match="stands in a slot with synthesized weights and was changed: its norm 'bn1'"):
+        outputs(fuse_conv_bn(backbone))
+    repl_mm.fold(folded)
+    same(outputs(fuse_conv_bn(folded)), wanted, 1e-4)
 
 
 @pytest.mark.parametrize('name', ['default', 'full'])
@@ -396,6 +440,33 @@ def pickled(backbone):
     return pickle.loads(text)
 
 
+@pytest.mark.parametrize('name', BORROWING)
+def test_what_is_not_lent_may_be_exchanged(name):
+    backbone = build(name)
+    wanted = outputs(backbone)
+    if name == 'share':
+        fuse_by_hand(backbone, backbone.layer1[2])
+    backbone.layer2[0].register_module('note', nn.Linear(1, 1))
+    backbone.layer2[0].note = nn.Identity()
+    same(outputs(backbone), wanted, 1e-4)
+
+
+@TABLE
+def test_functional_call_takes_a_state_dict(name):
+    backbone = build(name)
+    wanted = outputs(backbone)
+    with torch.no_grad():
+        same(torch.func.functional_call(backbone, backbone.state_dict(), (images(),))[0], wanted)
+
+
+@TABLE
+def test_a_folded_backbone_of_another_precision_is_copied(name):
+    backbone = build(name).eval()
+    repl_mm.fold(backbone)
+    backbone.double()
+    same(outputs(copy.deepcopy(backbone), torch.float64), outputs(backbone, torch.float64))
+
+
 @TABLE
 @pytest.mark.parametrize('change', [exchange_norms, assign, empty, ema, copy.deepcopy, pickled])
 def test_what_means_the_same_stays_silent_and_right(name, change):
@@ -425,6 +496,19 @@ def test_networks_with_dead_filters_train(name, scale):
         largest = max(largest, *(float(p.grad.abs().max()) for p in backbone.parameters() if p.grad is not None))
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
     assert largest < 200
+
+
+@pytest.mark.parametrize('scale', [1e-2, 1e-3, 1e-4, 1e-8])
+@TABLE
+def test_gradients_in_half_precision_are_finite_with_dead_filters(name, scale):
+    backbone = build(name)
+    with torch.no_grad():
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d) and module.weight.numel():
+                module.weight[::16] *= scale
+    backbone.half().train()
+    backbone(images(torch.float16))[0].float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in backbone.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

@@ -304,5 +304,5 @@ def test_two_builds_of_one_config_are_alike():
     settings = dict(R18, type='mmdet.RepLResNet', replace=dict(slots=[(2, 1)]), norm_cfg=dict(type='BN'))
     before = copy.deepcopy(settings)
     one, other = (MODELS.build(settings) for _ in range(2))
-    assert settings == before and one.repl_plan == other.repl_plan and one.repl_stock == other.repl_stock
+    assert settings == before and one.repl == other.repl and one.repl_stock == other.repl_stock
     assert torch.is_tensor(next(iter(one.state_dict().values())))

@@ -194,7 +194,7 @@ def test_loading_works_where_only_the_config_names_repl_mm(runs):
     code = (
         'import sys; from mmdet.apis import init_detector; '
         "model = init_detector(sys.argv[1], sys.argv[2], device='cpu'); "
-        "print('classes', len(model.dataset_meta['classes']), 'slots', len(model.backbone.repl_plan.slots))"
+        "print('classes', len(model.dataset_meta['classes']), 'slots', len(model.backbone.repl.slots))"
     )
     folder = runs['one_cycle']
     config = next(folder.glob('*.py'))
@@ -326,7 +326,7 @@ def test_files_of_another_format_are_refused_in_one_line_and_nothing_is_loaded(n
         lambda: backbone.load_state_dict(torch.load(tmp_path / 'weights.pth')),
         lambda: load_checkpoint(backbone, str(tmp_path / 'weights.pth'), logger='current'),
     ):
-        with pytest.raises(repl_mm.PlanError, match=f'format {number!r}, nothing was loaded: expected 1;') as error:
+        with pytest.raises(repl_mm.PlanError, match=f'format {number!r}, which were not loaded: expected 1;') as error:
             load()
         assert '\n' not in str(error.value)
         untouched(backbone, dict(before))
@@ -338,7 +338,7 @@ def test_an_equal_plan_for_other_widths_is_refused(type_):
     backbone, saved = build_backbone('bottleneck'), build(settings)
     repl_mm.apply_repl(saved, **BACKBONES['bottleneck'][1])
     before = copy.deepcopy(backbone.state_dict())
-    with pytest.raises(repl_mm.PlanError, match='same plan for wider or narrower blocks, nothing was loaded'):
+    with pytest.raises(repl_mm.PlanError, match='same plan for wider or narrower blocks; it was not loaded'):
         backbone.load_state_dict(saved.state_dict())
     untouched(backbone, dict(before))
 

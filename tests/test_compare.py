@@ -211,12 +211,12 @@ def test_table_and_picture(tmp_path):
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[:5]]
     assert title == '## c.py'
     assert cells[0][:6] == ['arm', 'n', 'mIoU', 'difference to e2e', 'difference to remove', 'trained params']
-    assert cells[2][:8] == ['e2e', '2', '0.5500 ± 0.071', '', '+0', '4.00 M (1.00)', '2.0 G (1.00)', '3.0 MiB (1.00)']
+    assert cells[2][:8] == ['e2e', '2', '0.5500 ± 0.071', '', '+0', '4.00 M (1.00)', '2.00 G (1.00)', '3.0 MiB (1.00)']
     # differences 0, 0.1: mean 0.05, deviation 0.0707, t(0.975, 1) = 12.706, half width 0.635
     difference = '+0.05 [-0.585, +0.685]'
-    assert cells[3][:7] == ['fuse', '2', '0.6000 ± 0.14', difference, '+0.1', '1.00 M (0.25)', '1.0 G (0.50)']
+    assert cells[3][:7] == ['fuse', '2', '0.6000 ± 0.14', difference, '+0.1', '1.00 M (0.25)', '1.00 G (0.50)']
     assert lines[3].endswith('1.5 s (0.75) |')
-    assert '4x3x32x64' in lines[-1]
+    assert 'at 32x64, batch 4' in lines[-1]
     assert cells[4][:6] == ['remove', '1', '0.6000', '+0', '', '1.00 M (0.25)']
     assert len({len(line) for line in lines[:5]}) == 1  # the columns are aligned
     for num in (1, 2):  # a row of panels for each

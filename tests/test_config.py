@@ -108,15 +108,30 @@ def test_stock_and_repl_types(repl, stock, again):
     assert len(backbone) == 5  # left as it was
 
 
-@pytest.mark.parametrize(
-    'package, repl', [('mmdet', 'mmdet.RepLResNet'), ('mmseg', 'mmseg.RepLResNet'), ('own', 'repl_mm.RepLResNet')]
-)
+@pytest.mark.parametrize('package, repl', [('mmdet', 'mmdet.RepLResNet'), ('mmseg', 'mmseg.RepLResNet')])
 def test_classes_of_pure_python_configs(package, repl):
     cls = of_package(package)
     assert stock_config(dict(type=cls, depth=18)) == dict(type=cls, depth=18)
     assert repl_config(dict(type=cls, depth=18)) == dict(type=repl, depth=18, replace={})
     name = f'{package}.models.backbones.resnet.ResNet'  # the same as text
     assert repl_config(dict(type=name)) == dict(type=repl, replace={})
+
+
+def test_a_class_that_no_registry_has_is_no_type():
+    """mmdet's ResNet in its place would be another network."""
+    cls = of_package('own')
+    assert stock_config(dict(type=cls, depth=18)) == dict(type=cls, depth=18)
+    for type_ in (cls, 'own.models.backbones.resnet.ResNet'):
+        with pytest.raises(ValueError, match=r'no RepL type for the class own\.models.*\.ResNet: expected'):
+            repl_config(dict(type=type_, depth=18))
+
+
+def test_only_backbones_have_a_key_replace():
+    sampler = dict(type='PseudoSampler', replace=False)
+    model = dict(backbone=dict(type='ResNet', depth=18), neck=dict(type='FPN', replace=True), train_cfg=sampler)
+    assert list(find_backbones(model)) == [('backbone',)]
+    with pytest.raises(ValueError, match='the config has no model'):
+        find_backbones(None)
 
 
 def test_a_pure_python_config(tmp_path):

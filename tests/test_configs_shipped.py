@@ -157,7 +157,7 @@ def test_costs_and_comparisons_find_the_stock_backbone(name):
     """What tools/cost.py and tools/compare.py set beside RepL is the stock backbone of the same package."""
     pytest.importorskip('mmdet')
     cfg = shrunk(name)
-    built = [arms.build_backbones(arms.read_arm(arm), cfg)[0] for arm in ('e2e', 'fuse', 'remove')]
+    built = [arms.build_backbones(arms.read_arm(arm), cfg)[0][0] for arm in ('e2e', 'fuse', 'remove')]
     built += [
         build(arms.arm_config(arms.read_arm(arm), cfg).model.backbone, 'mmdet')
         for arm in ('e2e', 'fuse', 'remove', 'full')

@@ -1,4 +1,6 @@
-"""Sharding by ``fully_shard`` (FSDP2): stages and whole backbones train; single blocks are refused in one line."""
+"""Sharding by ``fully_shard`` (FSDP2): whole backbones train; blocks apart are refused in one line."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+import repl_mm
+from repl_mm import RepLHook
 from repl_mm.checkpoint import PLAN_KEY
-from repl_mm.computing_layers import BorrowError
+from repl_mm.computing_layers import BorrowError, is_sharded
 
 
 @pytest.fixture(scope='module')
@@ -18,6 +22,19 @@ def mesh():
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh('cpu', (1,))
     dist.destroy_process_group()
+
+
+def test_a_sharded_network_is_not_folded_for_evaluation(mesh):
+    """Its weights are whole in the forward pass only; the hook leaves it as it is."""
+    backbone = build('default')
+    assert not is_sharded(backbone)
+    fully_shard(backbone, mesh=mesh)
+    fully_shard(model := torch.nn.Sequential(backbone), mesh=mesh)
+    step(model)
+    assert is_sharded(model)
+    RepLHook().before_val_epoch(SimpleNamespace(model=model))
+    with pytest.raises(BorrowError, match='is sharded apart'):
+        repl_mm.fold(model)
 
 
 UNITS = {

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import repl_mm
+from repl_mm import config
 
 REPO = Path(__file__).resolve().parent.parent
 DETECTORS = {
@@ -141,14 +142,14 @@ def test_backbones_are_found_wherever_they_are():
         note=dict(type='ResNet'),
     )
     model['image_encoder'] = dict(type='VisionTransformer')
-    found = list(try_backbone.backbones(model))
+    found = list(config.all_backbones(model).values())
     assert found == [dict(outer, backbone_cfg=inner), inner, neck, model['image_encoder']]
 
 
 def test_only_the_type_changes():
     settings = dict(type='mmdet.ResNet', depth=18, norm_cfg=dict(type='BN'))
-    assert try_backbone.with_repl(settings) == dict(settings, type='RepLResNet', _scope_='mmdet')
-    assert try_backbone.with_repl(dict(type='ResNet')) == dict(type='RepLResNet')
+    assert config.repl_config(settings) == dict(settings, type='mmdet.RepLResNet', replace={})
+    assert config.repl_type(dict(type='ResNet')) == 'repl_mm.RepLResNet'
 
 
 def test_what_does_not_matter_is_left_out():

@@ -1,5 +1,6 @@
 """A small classifier and a Runner for it, with mmengine alone."""
 
+import uuid
 from pathlib import Path
 
 import torch
@@ -76,6 +77,7 @@ def build_runner(model, work_dir, hook: dict | None = None, optimizer=None, **se
     runner = Runner(
         model=model,
         work_dir=str(work_dir),
+        experiment_name=uuid.uuid4().hex,  # two runs of one second and one name would share their log
         train_dataloader=dict(
             dataset=dataset(),
             batch_size=4,
@@ -87,7 +89,6 @@ def build_runner(model, work_dir, hook: dict | None = None, optimizer=None, **se
         custom_hooks=hooks,
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2)),
         randomness=dict(seed=0),
-        experiment_name=f'tiny-{work_dir.name}',
         **settings,
     )
     runner.model.init_weights()

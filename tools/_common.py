@@ -111,7 +111,7 @@ def replace_sync_bn(node):
     """Put BN in the place of every SyncBN of a model's config; return whether there was one."""
     if not isinstance(node, (dict, list, tuple)):
         return False
-    found = isinstance(node, dict) and str(node.get('type')).rpartition('.')[2] == 'SyncBN'
+    found = isinstance(node, dict) and config.type_name(node) in ('SyncBN', 'SyncBatchNorm')
     if found:
         node['type'] = 'BN'
     return any([found, *map(replace_sync_bn, node.values() if isinstance(node, dict) else node)])

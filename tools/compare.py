@@ -99,7 +99,11 @@ def prepare(name, args):
             model = build(config.model, config.get('default_scope'))
             if 'efficient_conv_bn_eval' in arm.switches:
                 attrgetter(*config.efficient_conv_bn_eval)(model)  # as mmengine looks for them
-        except (AttributeError, TypeError, ValueError, KeyError, AssertionError) as error:  # what constructors say
+        except AttributeError as error:
+            raise ValueError(
+                f'arm {text!r}: mmengine finds no {config.efficient_conv_bn_eval} in this model'
+            ) from error
+        except (TypeError, ValueError, KeyError, AssertionError) as error:  # what constructors say
             raise ValueError(f'arm {text!r}: {" ".join(str(error).split()) or repr(error)}') from error
         arms[text] = dict(folder=folders[text], config=config, cost=asdict(row.cost))
     return dict(config=path.name, batch=batch, shape=list(inputs.shape), arms=arms)
@@ -146,8 +150,8 @@ def main(argv=None):
         problems.append(f'{len(failed)} of {len(tasks)} runs failed: {", ".join(map(str, failed))}')
     if results:
         text = '\n'.join(map(comparison.table, results.values()))
-        (args.out / 'compare.json').write_text(json.dumps(results, indent=1))
-        (args.out / 'compare.md').write_text(text)
+        (args.out / 'compare.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
+        (args.out / 'compare.md').write_text(text, encoding='utf-8')
         comparison.plot(results, args.out / 'compare.png')
         print(text)
     if problems:

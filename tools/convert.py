@@ -133,7 +133,7 @@ def main(argv=None):
     cfg.merge_from_dict(args.cfg_options)
     check_checkpoint(args.stock)
     with one_line_errors():
-        backbones = config.find_backbones(cfg.model)
+        backbones = config.find_backbones(cfg.get('model'))
     if len(backbones) > 1:
         names = ', '.join('.'.join(map(str, path)) for path in backbones)
         stop(f"config '{args.config}': expected one backbone, the model has {names}")

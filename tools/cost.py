@@ -42,7 +42,10 @@ def parse_args(args=None):
     parser.add_argument('--time-batch', type=int, help='images in a measured step, else --batch')
     parser.add_argument('--device', help='of the measured steps; cuda if there is one, else cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings of the config to override')
-    return parser.parse_args(args)
+    args = parser.parse_args(args)
+    if args.time is not None and args.time < 1:
+        parser.error(f'--time {args.time}: must be at least 1')
+    return args
 
 
 def count_arms(args, cfg):
@@ -55,18 +58,42 @@ def count_arms(args, cfg):
         arms = language.default_arms(cfg, inputs)
         optional = [arm.name for arm in arms[len(language.DEFAULTS) :]]
     moments, optimizer = config.optimizer_moments(cfg)
+    rows = cost.count_all(arms, cfg, moments, params_outside(arms, cfg), optional, args.jobs)
+    return arms, rows, optimizer
+
+
+def params_outside(arms, cfg):
+    """Return the trainable parameters of each arm's model outside of its backbones by name; none if they are unknown.
+
+    Raises:
+        ValueError: The model does not take the words of an arm.
+    """
+    scope = cfg.get('default_scope')
     try:
-        rest = config.params_outside(cfg.model, cfg.get('default_scope'))
+        plain = config.params_outside(cfg.model, scope)
     except Exception as error:  # any model of any package: the backbone's cost does not hang on it
-        rest = None
         print(f'the whole model was not built, only its backbone: {error}')
-    return arms, cost.count_all(arms, cfg, moments, rest, optional, args.jobs), optimizer
+        return {}
+    found = {arm.name: plain for arm in arms}
+    for arm in arms:
+        if arm.model_settings:
+            try:
+                found[arm.name] = config.params_outside(language.arm_config(arm, cfg).model, scope)
+            except (AttributeError, TypeError, ValueError, KeyError, AssertionError) as error:
+                raise ValueError(f'arm {arm.name!r}: {error}') from error
+    return found
 
 
 def main(args=None):
     args = parse_args(args)
     warnings.filterwarnings('ignore', message='.*use_reentrant.*')  # of mm's blocks, as they are
     try:
+        device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        batch = args.batch if args.time_batch is None else args.time_batch
+        steps = cost.ImageInput(args.time_shape or args.shape, batch)
+        for path in filter(None, (args.json, args.plot)):
+            if not os.path.isdir(os.path.dirname(path) or '.'):
+                raise ValueError(f"'{path}': no such folder")
         cfg = config.read_config(args.config)
         cfg.merge_from_dict(args.cfg_options or {})
         arms, rows, optimizer = count_arms(args, cfg)
@@ -76,11 +103,9 @@ def main(args=None):
     print(cost.table(rows, os.path.basename(args.config), optimizer))
     out = dict(config=args.config, optimizer=optimizer, rows=list(cost.relative(rows)))
     if args.time:
-        device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        inputs = cost.ImageInput(args.time_shape or args.shape, args.time_batch or args.batch)
-        arms = [dataclasses.replace(arm, inputs=inputs) for arm, row in zip(arms, rows, strict=True) if row.cost]
+        arms = [dataclasses.replace(arm, inputs=steps) for arm, row in zip(arms, rows, strict=True) if row.cost]
         out['time'] = cost.time_arms(arms, cfg, args.time, device)
-        print(cost.time_table(out['time'], f'Steps on {device}, {inputs}: median over {args.time} rounds'))
+        print(cost.time_table(out['time'], f'Steps on {device}, {steps}: median over {args.time} rounds'))
     if args.json:
         with open(args.json, 'w') as file:
             json.dump(out, file, indent=1)

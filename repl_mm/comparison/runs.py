@@ -50,10 +50,10 @@ def write_config(cfg: Config, path: Path) -> None:
     Raises:
         ValueError: The file there is a different config, so what lies beside it answers another question.
     """
-    if path.is_file() and path.read_text() != cfg.pretty_text:
+    if path.is_file() and path.read_text(encoding='utf-8') != cfg.pretty_text:
         raise ValueError(f"'{path.parent}' holds a run with other settings: choose another folder, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(cfg.pretty_text)
+    path.write_text(cfg.pretty_text, encoding='utf-8')
 
 
 # ---- results --------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict]:
         hook logs of the fusion coefficients is left out.
     """
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    records = [json.loads(line) for file in files for line in file.read_text(encoding='utf-8').splitlines()]
     return [record for record in records if not any(key.startswith('repl/') for key in record)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arms import REFERENCES
-from ..tables import markdown
+from ..tables import amount, markdown, mebibytes
 
 METRICS = ('coco/bbox_mAP', 'mIoU', 'accuracy/top1')
 
@@ -121,17 +121,15 @@ def table(result: dict) -> str:
     for arm, row in result['arms'].items():
         spread = '' if row['std'] is None else f' ± {row["std"]:.2g}'
         differences = [_difference_text(row['differences'].get(name)) for name in references]
-        counts = [f'{row["cost"]["params"] / 1e6:.2f} M', f'{row["cost"]["flops"] / 1e9:.1f} G']
-        counts.append(f'{row["cost"]["activation_bytes"] / 2**20:.1f} MiB')
-        keys = ('params', 'flops', 'activation_bytes')
-        counts = [f'{c} ({row["cost"][k] / base["cost"][k]:.2f})' for c, k in zip(counts, keys, strict=True)]
+        texts = dict(params=amount, flops=amount, activation_bytes=mebibytes)
+        counts = [f'{text(row["cost"][k])} ({row["cost"][k] / base["cost"][k]:.2f})' for k, text in texts.items()]
         step = f'{row["step_time"]:.3g} s ({row["step_time"] / base["step_time"]:.2f})'
         rows.append([arm, str(row['n']), f'{row["mean"]:#.4g}{spread}', *differences, *counts, step])
     note = (
         f'Seeds {", ".join(map(str, result["seeds"]))}: mean ± standard deviation, paired '
-        f'difference with 95 % t-interval. Cost of the backbone at '
-        f'{result["batch"]}x3x{"x".join(map(str, result["shape"]))}, in brackets relative to {first}; step: median '
-        f'time of a training step of the whole model, {result["jobs"]} runs at a time.'
+        f'difference with 95 % t-interval. Cost of the backbone at {"x".join(map(str, result["shape"]))}, batch '
+        f'{result["batch"]}, in brackets relative to {first}; step: median time of a training step of the whole '
+        f'model; runs at a time: {result["jobs"]}.'
     )
     return '\n'.join([f'## {result["config"]}', '', markdown(columns, rows), '', note, ''])
 

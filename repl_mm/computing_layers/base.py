@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
 
-from .borrowing import Neighbour
+from .borrowing import Watch, recorded
 
 # where autocast may be on
 DEVICES = ['cpu', *([accelerator.type] if (accelerator := torch.accelerator.current_accelerator()) else [])]
@@ -35,13 +35,16 @@ class ComputingLayer(nn.Module):
         syntheses = syntheses or {}
         self.names = tuple(syntheses)
         self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
-        self.neighbours = tuple(map(Neighbour, neighbours))
         self.neighbour_weights = neighbour_weights
         self.detach = detach
-        self.lent = {
-            name: [[tuple(weight.shape) for weight in neighbour_weights(block, name)] for block in neighbours]
-            for name in self.names
-        }
+        self.lent = {name: [] for name in self.names}  # shapes, by neighbour
+        watches = []
+        for block in neighbours:
+            with recorded() as lenders, torch.no_grad():
+                for name, shapes in self.lent.items():
+                    shapes.append([tuple(weight.shape) for weight in neighbour_weights(block, name)])
+            watches.append(Watch(block, lenders))
+        self.neighbours = tuple(watches)
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if isinstance(x, Proxy):
@@ -60,8 +63,17 @@ class ComputingLayer(nn.Module):
             return ()
         for neighbour in self.neighbours:
             neighbour.check()
-        with full_precision():
-            return tuple(self.repl[_key(name)](self.borrow(name)) for name in self.names)
+        with no_autocast():
+            return tuple(self.synthesize_one(name) for name in self.names)
+
+    def synthesize_one(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of one operator; made in float32, and given, in the precision of the neighbours' weights."""
+        weights = self.borrow(name)
+        precision = weights[0].dtype if weights else torch.float32
+        if precision in (torch.float16, torch.bfloat16):  # row lengths and their inverses leave the range of float16
+            weight, bias = self.repl[_key(name)]([weight.float() for weight in weights])
+            return weight.to(precision), bias
+        return self.repl[_key(name)](weights)
 
     def borrow(self, name: str) -> list[Tensor]:
         """The neighbours' weights for one operator: preceding first, then succeeding.
@@ -79,7 +91,7 @@ class ComputingLayer(nn.Module):
     def fold(self) -> None:
         """Synthesize once, for use in eval mode until :meth:`unfold`, ``train()`` or a load of weights."""
         with torch.no_grad():
-            self.set_folded(self.synthesize())
+            self.set_folded(tuple(tuple(t if t is None else t.detach() for t in pair) for pair in self.synthesize()))
 
     def set_folded(self, weights: tuple) -> None:
         """Keep (weight, bias) pairs for use in eval mode."""
@@ -101,7 +113,8 @@ class ComputingLayer(nn.Module):
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
         if self._folded is not None:  # what is folded goes where the parameters go
-            self.set_folded(tuple(tuple(t if t is None else fn(t) for t in pair) for pair in self._folded))
+            with torch.no_grad():
+                self.set_folded(tuple(tuple(t if t is None else fn(t) for t in pair) for pair in self._folded))
         return self
 
     def _load_from_state_dict(self, *args, **kwargs):
@@ -109,7 +122,7 @@ class ComputingLayer(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def full_precision() -> ExitStack:
+def no_autocast() -> ExitStack:
     """A context in which no autocast is on: weight space is small, and norms are sensitive."""
     stack = ExitStack()
     for device in DEVICES:

@@ -5,7 +5,9 @@ borrows from it. What changes the *meaning* of a borrowed weight is an error the
 (new parameters of the same shapes, exchanged norms, masks of ``torch.nn.utils.prune``) is not.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,30 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+FOLD = 'fold the computing layers before, repl_mm.fold(model.eval()), or leave this block as it is'
+SHARD = 'shard the backbone as one unit, fully_shard(model.backbone), not its blocks'
+
 
 class BorrowError(RuntimeError):
     """A weight cannot be borrowed any more; the message names the block, and what happened to it."""
+
+
+class _Unusable(Exception):
+    """A tensor that is no plain, whole weight: what it is, and what to do."""
+
+
+_lenders: list[nn.Module] | None = None  # while they are recorded
+
+
+@contextmanager
+def recorded() -> Iterator[list[nn.Module]]:
+    """Note which modules :func:`tensor_of` reads."""
+    global _lenders
+    _lenders = []
+    try:
+        yield _lenders
+    finally:
+        _lenders = None
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
@@ -32,9 +55,17 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     Returns:
         Tensor | None: None if the module has none of this name.
     """
-    parameter = module._parameters.get(name)
-    if parameter is not None:
-        return parameter
+    if _lenders is not None:
+        _lenders.append(module)
+    tensor = module._parameters.get(name)
+    if tensor is None:
+        tensor = _made_by_hook(module, name)
+    if tensor is not None and not torch.compiler.is_compiling():  # dynamo does not look into types
+        _check_kind(tensor, name)
+    return tensor
+
+
+def _made_by_hook(module: nn.Module, name: str) -> Tensor | None:
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
             return hook.apply_mask(module)
@@ -45,42 +76,87 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     return getattr(module, name, None)
 
 
-class Neighbour:
-    """A block that lends weights, and what is watched of it.
+def _check_kind(tensor, name: str) -> None:
+    """Check that a weight is a whole and plain tensor."""
+    kind = type(tensor)
+    flattened = isinstance(tensor, nn.Parameter) and getattr(tensor, '_fsdp_flattened', False)  # by FSDP1
+    if flattened or kind.__module__.startswith('torch.distributed'):
+        raise _Unusable(f'its {name!r} is sharded apart from them ({kind.__name__})', SHARD)
+    if not isinstance(tensor, Tensor) or not (kind.__module__ + '.').startswith('torch.'):
+        raise _Unusable(f'its {name!r} was quantized or wrapped ({kind.__name__})', FOLD)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether parameters of a model are sharded now, by FSDP1 or FSDP2: outside of its forward pass they are."""
+    try:
+        for parameter in model.parameters():
+            _check_kind(parameter, '')
+    except _Unusable as error:
+        return error.args[1] is SHARD
+    return False
+
+
+def _holds_nothing(module: nn.Module | None) -> bool:
+    return module is None or next(itertools.chain(module.parameters(), module.buffers()), None) is None
+
+
+class Watch:
+    """What may not happen to a block whose weights are used elsewhere, or come from elsewhere.
 
     Args:
         block (nn.Module): The block. Held here, it is no child of the computing layer.
-        name (str): Its dotted name in the backbone, for messages. Defaults to its class name.
+        lenders (list[nn.Module]): Modules in it that may not be exchanged. Defaults to none.
+        role (str): What is special with the block, for messages.
     """
 
-    def __init__(self, block: nn.Module, name: str | None = None):
+    def __init__(self, block: nn.Module, lenders=(), role: str = 'lends its weights to computing layers'):
         self.block = block
-        self.name = name or type(block).__name__
-        places = [(parent, key, child) for parent in block.modules() for key, child in parent._modules.items()]
-        places = [(parent, key, child) for parent, key, child in places if child is not None]
-        # Norms may be exchanged (mmengine does it with SyncBN), not fused away; the others hold what is borrowed.
-        self.norms = [(parent, key) for parent, key, child in places if isinstance(child, _NormBase)]
-        self.holders = [
-            (parent, key, child)
-            for parent, key, child in places
-            if not isinstance(child, _NormBase) and next(child.parameters(), None) is not None
+        self.name = type(block).__name__
+        self.role = role
+        lent = {id(module) for lender in lenders for module in block.modules() if _contains(module, lender)}
+        places = [
+            (parent, key, child, name)
+            for name, parent in block.named_modules()
+            for key, child in parent._modules.items()
+            if child is not None
         ]
+        # Norms may be exchanged (mmengine does it with SyncBN), not fused away.
+        self.norms = [(*p, n) for *p, n in places if isinstance(p[2], _NormBase) and not _holds_nothing(p[2])]
+        self.fixed = [(*p, n) for *p, n in places if id(p[2]) in lent]
+
+    def stands_in(self, backbone: nn.Module, name: str) -> None:
+        """Say where the block stands: it may be wrapped there, but not go.
+
+        Args:
+            backbone (nn.Module): The backbone.
+            name (str): The block's dotted name in it.
+        """
+        self.name = name
+        parts = name.split('.')
+        parents = [backbone.get_submodule('.'.join(parts[:i])) for i in range(len(parts))]
+        self.way = list(zip(parents, parts, [*parents[1:], self.block], strict=True))
+
+    way: list = []
 
     def check(self) -> None:
-        """Check that no operator was fused, quantized or otherwise exchanged.
+        """Check that the block stands where it stood, and that no operator was fused, quantized or exchanged.
 
         Raises:
-            BorrowError: One was.
+            BorrowError: Not so.
         """
-        for parent, key in self.norms:
-            if isinstance(parent._modules.get(key), nn.Identity):
-                raise BorrowError(self.complaint(f'its norm {key!r} was fused into another operator'))
-        for parent, key, child in self.holders:
+        for parent, key, child in self.way:
+            now = parent._modules.get(key)
+            if now is not child and not (now is not None and _contains(now, child)):
+                raise BorrowError(self.complaint('it stands in the backbone no more'))
+        for parent, key, child, place in self.norms:
+            now = parent._modules.get(key)
+            if now is not child and _holds_nothing(now):
+                raise BorrowError(self.complaint(f'its norm {_join(place, key)!r} was fused into another operator'))
+        for parent, key, child, place in self.fixed:
             now = parent._modules.get(key)
             if now is not child:
-                raise BorrowError(
-                    self.complaint(f'its {key!r} was exchanged, {type(child).__name__} by {type(now).__name__}')
-                )
+                change = f'{type(child).__name__} by {type(now).__name__} of {type(now).__module__}'
+                raise BorrowError(self.complaint(f'its {_join(place, key)!r} was exchanged, {change}'))
 
     def borrow(self, weights: Callable, name: str, shapes: list[tuple]) -> list[Tensor]:
         """The block's weights for one operator.
@@ -93,9 +169,10 @@ class Neighbour:
         Raises:
             BorrowError: A weight is sharded, quantized, or of another shape.
         """
-        found = weights(self.block, name)
-        if not torch.compiler.is_compiling():  # dynamo asks for no types of its own
-            self.check_kinds(found, name)
+        try:
+            found = weights(self.block, name)
+        except _Unusable as error:
+            raise BorrowError(self.complaint(*error.args)) from None
         now = [tuple(weight.shape) for weight in found]
         if now != shapes:
             raise BorrowError(
@@ -103,26 +180,14 @@ class Neighbour:
             )
         return found
 
-    def check_kinds(self, weights: list, name: str) -> None:
-        """Check that weights for an operator are whole and plain tensors.
-
-        Raises:
-            BorrowError: One is not.
-        """
-        for weight in weights:
-            kind = type(weight)
-            flattened = isinstance(weight, nn.Parameter) and getattr(weight, '_fsdp_flattened', False)  # by FSDP1
-            if flattened or kind.__module__.startswith('torch.distributed'):
-                raise BorrowError(
-                    self.complaint(
-                        f'it is sharded apart from them ({kind.__name__})',
-                        'shard the backbone or its stages as one unit, fully_shard(model.backbone), not its blocks',
-                    )
-                )
-            if not isinstance(weight, Tensor) or not (kind.__module__ + '.').startswith('torch.'):
-                raise BorrowError(self.complaint(f'a weight for {name!r} was quantized or wrapped ({kind.__name__})'))
-
-    def complaint(self, what: str, remedy: str | None = None) -> str:
+    def complaint(self, what: str, remedy: str = FOLD) -> str:
         """The message of an error."""
-        remedy = remedy or 'fold the computing layers before, repl_mm.fold(model.eval()), or leave this block as it is'
-        return f'block {self.name!r} lends its weights to computing layers and was changed: {what}; {remedy}'
+        return f'block {self.name!r} {self.role} and was changed: {what}; {remedy}'
+
+
+def _contains(module: nn.Module, inner: nn.Module) -> bool:
+    return any(found is inner for found in module.modules())
+
+
+def _join(*names: str) -> str:
+    return '.'.join(filter(None, names))

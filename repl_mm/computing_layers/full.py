@@ -6,6 +6,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from .base import ComputingLayer, recomputed
+from .borrowing import Watch
 
 
 class FullComputingLayer(ComputingLayer):
@@ -29,6 +30,7 @@ class FullComputingLayer(ComputingLayer):
             owner, leaf = self.place(name)
             delattr(owner, leaf)
             setattr(owner, leaf, torch.empty(0))
+        self.own = Watch(block, role='stands in a slot with synthesized weights')
         self.with_cp = getattr(block, 'with_cp', False)
         block.with_cp = False
 
@@ -53,15 +55,18 @@ class FullComputingLayer(ComputingLayer):
             setattr(*self.place(name), torch.empty(0))
 
     def run(self, synthesize, *args, **kwargs) -> Tensor:
-        """The block with the weights that ``synthesize()`` gives."""
+        """The block with the weights that ``synthesize()`` gives, or with those that it has."""
+        if synthesize is None:
+            return self.repl['block'](*args, **kwargs)
         # views: a free weight (mode 'own') is a parameter, and would become one of the block
         weights = {name: weight.view_as(weight) for name, (weight, _) in zip(self.names, synthesize(), strict=True)}
         return functional_call(self.repl['block'], weights, args, kwargs)
 
     def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
-        if self._folded and not self.training:
-            return self.repl['block'](x, *args, **kwargs)
-        if self.names and torch.jit.is_tracing():
+        if not self.names or (self._folded and not self.training):
+            return self.run(None, x, *args, **kwargs)
+        self.own.check()
+        if torch.jit.is_tracing():
             raise RuntimeError(
                 "torch.jit.trace cannot record weights that operator='full' synthesizes: call "
                 'repl_mm.fold(model.eval()) before'

@@ -4,13 +4,13 @@ import os
 import statistics
 from collections.abc import Sequence
 
-from ..tables import count, markdown, mebibytes
+from ..tables import amount, markdown, mebibytes
 from .counting import Cost
 from .rows import Row, relative
 
 _COUNTS = (
-    ('trainable params', 'params', count),
-    ('train FLOPs', 'flops', count),
+    ('trainable params', 'params', amount),
+    ('train FLOPs', 'flops', amount),
     ('activations', 'activation_bytes', mebibytes),
     ('optimizer', 'optimizer_bytes', mebibytes),
 )
@@ -24,9 +24,9 @@ def report(before: Cost, after: Cost) -> str:
         after (Cost): The backbone with RepL.
     """
     lines = [
-        ('trainable parameters', 'params', count),
-        ('all parameters', 'total_params', count),
-        ('train FLOPs', 'flops', count),
+        ('trainable parameters', 'params', amount),
+        ('all parameters', 'total_params', amount),
+        ('train FLOPs', 'flops', amount),
         ('activation bytes', 'activation_bytes', mebibytes),
         ('optimizer bytes', 'optimizer_bytes', mebibytes),
     ]
@@ -55,7 +55,7 @@ def table(rows: Sequence[Row], title: str = '', optimizer: str = 'SGD with momen
         return '\n'.join(notes)
     counts = list(_COUNTS)
     if any(row.model_params is not None for row in measured):
-        counts.append(('whole model params', 'model_params', count))
+        counts.append(('whole model params', 'model_params', amount))
     lines = []
     for row in relative(rows):
         if 'note' in row:

@@ -2,11 +2,12 @@
 
 import multiprocessing
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from operator import add
+from types import MappingProxyType
 
 import torch
 from mmengine.config import Config
@@ -56,7 +57,7 @@ def count(arm: Arm, cfg: Config, moments: int = 1, rest: int | None = None, opti
     try:
         with no_random_change():
             backbones = build_backbones(arm, cfg)
-        cost = reduce(add, [measure(backbone, arm.inputs, moments) for backbone in backbones])
+        cost = reduce(add, [measure(backbone, inputs, moments) for backbone, inputs in backbones])
     except (RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:  # what constructors say
         message = ' '.join(str(error).split()) or repr(error)
         if optional:
@@ -65,14 +66,14 @@ def count(arm: Arm, cfg: Config, moments: int = 1, rest: int | None = None, opti
             f'arm {arm.name!r}: {message}'
         ) from error
     whole = None if rest is None else rest + cost.params
-    return Row(arm.name, cost, model_params=whole, synthesis_flops=sum(map(synthesis_flops, backbones)))
+    return Row(arm.name, cost, model_params=whole, synthesis_flops=sum(synthesis_flops(b) for b, _ in backbones))
 
 
 def count_all(
     arms: Sequence[Arm],
     cfg: Config,
     moments: int = 1,
-    rest: int | None = None,
+    rest: Mapping[str, int] = MappingProxyType({}),
     optional: Iterable[str] = (),
     jobs: int = 1,
 ) -> list[Row]:
@@ -82,11 +83,11 @@ def count_all(
         arms (Sequence[Arm]): The arms.
         cfg (Config): A config with stock or RepL backbones.
         moments (int): As in :func:`measure`. Defaults to 1.
-        rest (int | None): As in :func:`count`. Defaults to None.
+        rest (Mapping[str, int]): As in :func:`count`, by the arm's name. Defaults to none, not known.
         optional (Iterable[str]): Names of the arms that get a note instead of an error. Defaults to none.
         jobs (int): Processes that count, where the system can fork. Defaults to 1.
     """
-    one = partial(_count, cfg=cfg, moments=moments, rest=rest, optional=frozenset(optional))
+    one = partial(_count, cfg=cfg, moments=moments, rest=dict(rest), optional=frozenset(optional))
     with ExitStack() as stack:
         run = map
         if jobs > 1 and 'fork' in multiprocessing.get_all_start_methods():
@@ -96,8 +97,8 @@ def count_all(
         return list(track_iter_progress((run(one, arms), len(arms)), file=sys.stderr))
 
 
-def _count(arm: Arm, cfg: Config, moments: int, rest: int | None, optional: frozenset[str]) -> Row:
-    return count(arm, cfg, moments, rest, arm.name in optional)
+def _count(arm: Arm, cfg: Config, moments: int, rest: dict[str, int], optional: frozenset[str]) -> Row:
+    return count(arm, cfg, moments, rest.get(arm.name), arm.name in optional)
 
 
 def share_kept(cost: Cost, e2e: Cost, removed: Cost, key: str) -> float | None:

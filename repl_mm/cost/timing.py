@@ -30,8 +30,9 @@ def time_arms(arms: Sequence[Arm], cfg: Config, rounds: int, device: torch.devic
         with their median and quartiles, the time of the synthesis as a share of the step (0 without computing
         layers) and, on CUDA, the peak of memory in bytes: what a step allocates, gradients included, and the weights.
     """
-    backbones = {arm.name: nn.ModuleList(build_backbones(arm, cfg)).to(device) for arm in arms}
-    inputs = {arm.name: arm.inputs.make(device) for arm in arms}
+    built = {arm.name: build_backbones(arm, cfg) for arm in arms}
+    backbones = {name: nn.ModuleList(b for b, _ in found).to(device) for name, found in built.items()}
+    inputs = {name: [x.make(device) for _, x in found] for name, found in built.items()}
     seconds = {name: [] for name in backbones}
     synthesis = {name: [] for name in backbones}
     peaks = dict.fromkeys(backbones, 0)
@@ -75,9 +76,9 @@ def time_arms(arms: Sequence[Arm], cfg: Config, rounds: int, device: torch.devic
     return results
 
 
-def _step(backbones: nn.ModuleList, x: Tensor) -> None:
+def _step(backbones: nn.ModuleList, inputs: Sequence[Tensor]) -> None:
     """Forward and backward pass of each backbone, as :func:`repl_mm.cost.measure` counts it."""
-    for backbone in backbones:
+    for backbone, x in zip(backbones, inputs, strict=True):
         backward(backbone(x))
 
 

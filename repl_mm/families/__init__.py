@@ -27,7 +27,10 @@ def find_family(backbone: nn.Module) -> Family:
                 raise PlanError(f'RepL cannot replace blocks of {name}: {family.REFUSED[name]}')
         served = [name for name in names if name in family.BACKBONES]
         if served:
-            misfit = family.misfit(backbone)
+            try:
+                misfit = family.misfit(backbone)
+            except Exception as error:  # whatever it looked for in an object of another make
+                misfit = repr(error)
             if misfit is None:
                 return family
             misfits.append((served[0], misfit))

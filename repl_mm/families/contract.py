@@ -64,16 +64,19 @@ def check_family(family, taken: Container[str] = ()) -> None:
         raise TypeError(f'{title} has no {", ".join(missing)}: see repl_mm.families.contract.Family')
     for name in ('BACKBONES', 'OPERATORS'):
         value = getattr(family, name)
-        if not _names(value) or not value:
+        if not _names(value) or not value or len({*value}) < len(value):
             raise TypeError(f"{title}: {name}={value!r} is not valid: expected a tuple of names, such as ('A', 'B')")
-    if not isinstance(family.REFUSED, Mapping) or not _names([*family.REFUSED, *family.REFUSED.values()]):
+    if not isinstance(family.REFUSED, Mapping) or not _names([*family.REFUSED]) or not all(family.REFUSED.values()):
         raise TypeError(f'{title}: REFUSED={family.REFUSED!r} is not valid: expected a dict of names with reasons')
-    if not isinstance(family.DEFAULTS, Mapping) or {*family.DEFAULTS} != {'every', 'ratio', 'fusion'}:
-        raise TypeError(f'{title}: DEFAULTS={family.DEFAULTS!r} is not valid: expected every, ratio and fusion')
+    defaults = family.DEFAULTS
+    if not isinstance(defaults, Mapping) or {*defaults} != {'every', 'ratio', 'fusion'}:
+        raise TypeError(f'{title}: DEFAULTS={defaults!r} is not valid: expected every, ratio and fusion')
+    if not isinstance(defaults['fusion'], dict) or 'type' not in defaults['fusion']:
+        raise TypeError(f"{title}: DEFAULTS={defaults!r} is not valid: expected fusion=dict(type='mix', groups=...)")
     try:
-        make_plan('any', [3], operators=family.OPERATORS, defaults=family.DEFAULTS)
+        make_plan('any', [3], operators=family.OPERATORS, defaults=defaults)
     except (PlanError, TypeError, KeyError, AttributeError) as error:
-        raise TypeError(f'{title}: DEFAULTS={family.DEFAULTS!r} is not valid: {error!r}') from None
+        raise TypeError(f'{title}: DEFAULTS={defaults!r} is not valid: {error!r}') from None
     optional = dict(finish=1) if hasattr(family, 'finish') else {}
     for name, count in (FUNCTIONS | optional).items():
         _check_function(getattr(family, name), count, f'{title}: {name}')
@@ -84,7 +87,9 @@ def check_family(family, taken: Container[str] = ()) -> None:
 
 
 def _names(value) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return all(isinstance(name, str) and name.isidentifier() for name in value)
 
 
 def _check_function(function, count: int, title: str) -> None:

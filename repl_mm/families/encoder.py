@@ -135,6 +135,8 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         return ComputingLayer()
     if plan.mode == 'own':
         neighbours = ()  # they lend nothing
+    elif plan.mode == 'share':
+        neighbours = neighbours[:1]
     channels = width(block)
     borrowed = functools.partial(weights, channels=channels)
     if plan.operator == 'full':
@@ -186,7 +188,7 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borro
     syntheses = {}
     for name, parameter in block.named_parameters() if plan.mode != 'own' else ():
         shape = tuple(parameter.shape)
-        if not any(borrowed(neighbour, name) for neighbour in neighbours[: 1 if plan.mode == 'share' else None]):
+        if not any(borrowed(neighbour, name) for neighbour in neighbours):
             raise PlanError(
                 f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none "
                 f"has {name!r} (they are {', '.join(type(n).__name__ for n in neighbours)}): expected 'mlp' or 'mixer'"

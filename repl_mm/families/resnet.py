@@ -91,6 +91,8 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         return ComputingLayer()
     if plan.mode == 'own':
         neighbours = ()  # they lend nothing
+    elif plan.mode == 'share':
+        neighbours = neighbours[:1]
     if plan.operator == 'full':
         return _full(plan, block, neighbours)
     spatial = block.get_submodule(conv_names(block, 'spatial')[0])

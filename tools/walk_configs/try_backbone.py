@@ -1,38 +1,16 @@
 """RepL tried on one backbone of a config."""
 
-import copy
-
 import torch
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
 from torch.utils._pytree import tree_leaves
 
 import repl_mm
+from repl_mm import config
 from repl_mm.families import FAMILIES
+from repl_mm.registry import WEIGHTS
 
-WEIGHTS = ('init_cfg', 'pretrained', 'convert_weights')  # would download something, or say what it looks like
+NO_PART = (*WEIGHTS, 'convert_weights')  # would download something, or say what it looks like
 DROPS = ('drop_rate', 'attn_drop_rate', 'drop_path_rate')
-
-
-def backbones(node):
-    """All backbone settings below a node of a config: dicts with a ``type`` whose key speaks of a backbone.
-
-    ``image_encoder`` is what the backbone of a text-and-image model is called.
-    """
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if ('backbone' in key or key == 'image_encoder') and isinstance(value, dict) and 'type' in value:
-                yield value
-            yield from backbones(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from backbones(value)
-
-
-def bare_name(settings: dict) -> str:
-    """Name of a backbone's class without its scope."""
-    kind = settings['type']
-    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
 
 
 def family_of(name: str) -> str | None:
@@ -47,14 +25,8 @@ def essential(settings, size: int):
     """Settings without weights and drop rates, and for images of ``size``: BEiT takes those of ``img_size`` only."""
     if not isinstance(settings, dict):
         return settings
-    kept = {key: essential(value, size) for key, value in settings.items() if key not in (*WEIGHTS, *DROPS)}
+    kept = {key: essential(value, size) for key, value in settings.items() if key not in (*NO_PART, *DROPS)}
     return kept | dict(img_size=size) if 'img_size' in kept else kept
-
-
-def with_repl(settings: dict) -> dict:
-    """Backbone settings with the one-word change: ``X`` -> ``RepLX``; a type's scope becomes ``_scope_``."""
-    scope, _, name = settings['type'].rpartition('.')
-    return dict(settings, type=f'RepL{name}', **(dict(_scope_=scope) if scope else {}))
 
 
 def first_sentence(error: Exception) -> str:
@@ -64,8 +36,7 @@ def first_sentence(error: Exception) -> str:
 
 def build(settings: dict, scope: str) -> torch.nn.Module:
     """Build a backbone in a scope, its SyncBN made plain BN, in train mode."""
-    with DefaultScope.overwrite_default_scope(scope):
-        backbone = revert_sync_batchnorm(MODELS.build(copy.deepcopy(settings)))  # mm pops from it
+    backbone = revert_sync_batchnorm(config.build(settings, scope))
     backbone.train()
     return backbone
 
@@ -100,7 +71,7 @@ def try_backbone(settings: dict, scope: str, size: int = 96) -> tuple[str, str]:
         tuple[str, str]: One of ``STATUSES`` and the reason, empty if it works.
     """
     try:
-        backbone = build(with_repl(settings), scope)
+        backbone = build(dict(settings, type=config.repl_type(settings)), scope)
         package = (settings['type'].rpartition('.')[0] or scope).partition('.')[0]
         assert type(backbone).__module__.startswith(f'{package}.'), f'this is not the backbone of {package}'
         run(backbone, settings.get('in_channels', 3), size)

@@ -19,8 +19,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.utils import track_iter_progress
-from try_backbone import backbones, bare_name, essential, family_of, first_sentence, try_backbone
+from try_backbone import essential, family_of, first_sentence, try_backbone
 from walk_report import summary
+
+from repl_mm import config
 
 
 def shipped_configs(package: str) -> list[Path]:
@@ -69,10 +71,13 @@ def walk(package: str, size: int = 96, only: tuple[str, ...] = ('*',)) -> dict:
             unreadable[name] = first_sentence(error).replace(f'{root}/', '')
             continue
         scope = cfg.get('default_scope', package)
-        texts = {json.dumps(essential(b, size), sort_keys=True) for b in backbones(cfg.to_dict().get('model', {}))}
+        texts = {
+            json.dumps(essential(b, size), sort_keys=True)
+            for b in config.all_backbones(cfg.to_dict().get('model', {})).values()
+        }
         found += [(name, scope, text) for text in sorted(texts)]
 
-    known = sorted({(text, scope) for _, scope, text in found if family_of(bare_name(json.loads(text)))})
+    known = sorted({(text, scope) for _, scope, text in found if family_of(config.type_name(json.loads(text)))})
     print(f'\n{package}: running {len(known)} different backbones', file=sys.stderr)
     outcomes = {
         (text, scope): try_backbone(json.loads(text), scope, size)
@@ -82,7 +87,7 @@ def walk(package: str, size: int = 96, only: tuple[str, ...] = ('*',)) -> dict:
 
     results = []
     for name, scope, text in found:
-        kind = bare_name(json.loads(text))
+        kind = config.type_name(json.loads(text))
         status, reason = outcomes.get((text, scope), ('other', 'no family of RepL has this backbone'))
         results.append(dict(config=name, type=kind, family=family_of(kind), status=status, reason=reason))
     return dict(package=package, configs=names, unreadable=unreadable, settings=len(known), results=results)

@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from rich.console import Console
-from rich.table import Table
+from repl_mm.tables import markdown
 
 STATUSES = ('works', 'refused', 'stock fails', 'fails')  # from good to bad
 
@@ -34,24 +33,18 @@ def by_config(report: dict, family: str | None = None) -> dict[str, str]:
 def summary(report: dict) -> str:
     """The report as text: a table by backbone type, the reasons, one line for every family, and the totals."""
     package, outcome = report['package'], by_config(report)
-    table = Table(title=f'{package}: configs by backbone', title_justify='left')
-    table.add_column('family')
-    table.add_column('backbone')
-    for column in ('configs', *STATUSES):
-        table.add_column(column, justify='right')
     rows = {}
     for result in report['results']:
         # an unknown backbone around a known one, such as ICNet around a ResNet, does not count
         if result['family'] or outcome[result['config']] == 'other':
             rows.setdefault((result['family'] or '', result['type']), {})[result['config'], result['status']] = None
+    table = []
     for (family, kind), pairs in sorted(rows.items(), key=lambda row: (row[0][0] == '', row[0][0], -len(row[1]))):
         statuses = Counter(status for _, status in pairs)
         cells = [str(statuses[status] or '-') if family else '' for status in STATUSES]
-        table.add_row(family or 'other', kind, str(len({config for config, _ in pairs})), *cells)
-    console = Console(width=100, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
+        table.append((family or 'other', kind, str(len({config for config, _ in pairs})), *cells))
+    header = ('family', 'backbone', 'configs', *STATUSES)
+    lines = [f'{package}: configs by backbone', markdown(header, table, left=2)]
 
     reasons = {}
     for result in report['results']:
