@@ -77,7 +77,7 @@ def with_lengths(matrix: Tensor) -> tuple[Tensor, Tensor]:
         tuple[Tensor, Tensor]: The matrix, and ``(rows, 1)``, above 0.
     """
     tiny = max(EPS, torch.finfo(matrix.dtype).tiny)  # its inverse is a number of this precision
-    if matrix.requires_grad:
+    if matrix.requires_grad and not torch.jit.is_tracing():  # a trace is the same with and without gradients
         plain = matrix.detach()
         lengths = plain.norm(dim=1, keepdim=True)
         typical = lengths.norm() / math.sqrt(lengths.numel())

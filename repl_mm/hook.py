@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from .calibration import calibrate, uncalibrated
-from .checkpoint import PLAN_KEY, plan_record, refuse_difference
+from .checkpoint import PLAN_KEY, decode_plan, plan_record, refuse_difference
 from .computing_layers import is_sharded
 from .families import find_family
 from .fusion import FusedWeight, Synthesis
@@ -182,10 +182,14 @@ class RepLHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         saved = (checkpoint.get('meta') or {}).get(PLAN_KEY) or {}
+        state = checkpoint.get('state_dict', {})
         for name, backbone in repl_backbones(unwrapped(runner.model)):
+            key = _join(name, PLAN_KEY)
             if name in saved:
                 refuse_difference(saved[name], backbone.repl, 'the checkpoint')
-            elif runner._resume and _join(name, PLAN_KEY) not in checkpoint.get('state_dict', {}):
+            elif key in state:
+                refuse_difference(decode_plan(state[key]), backbone.repl, 'the checkpoint')
+            elif runner._resume:
                 raise PlanError(
                     f'cannot resume: the checkpoint holds no RepL plan for {name!r}, so its optimizer state belongs '
                     'to another model; use load_from to start from its weights'

@@ -116,9 +116,9 @@ def test_jit_trace(name, folded, with_grad):
             with pytest.raises(
                 RuntimeError, match=r"operator='full' synthesizes: call repl_mm.fold\(model.eval\(\)\)"
             ):
-                torch.jit.trace(backbone, images(), check_trace=False)
+                torch.jit.trace(backbone, images())
             return
-        same(torch.jit.trace(backbone, images(), check_trace=False)(images())[0], wanted)
+        same(torch.jit.trace(backbone, images())(images())[0], wanted)
 
 
 @pytest.mark.parametrize('name', ['default', 'full'])
@@ -126,7 +126,7 @@ def test_jit_trace_of_blocks_with_checkpoints(name):
     backbone = build(name, with_cp=True)
     wanted = outputs(backbone)
     repl_mm.fold(backbone)
-    same(torch.jit.trace(backbone, images(), check_trace=False)(images())[0], wanted)
+    same(torch.jit.trace(backbone, images())(images())[0], wanted)
 
 
 @TABLE

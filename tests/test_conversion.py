@@ -421,7 +421,12 @@ def test_a_whole_detector_is_converted_and_tested(mini_coco, tmp_path):
         ('stock.pth', ['--fit', 'broken'], "'broken/x.png' is cut off or no picture"),
         ('stock.pth', ['--cfg-options', 'model.backbone.replace.every=0'], 'replace.every=0 is not valid'),
         ('stock.pth', ['--cfg-options', 'model.backbone.replace=3'], 'replace=3 is not valid: expected a dict'),
-        ('stock.pth', ['--cfg-options', 'model.backbone=3'], "config '.*': the config must have one backbone"),
+        (
+            'stock.pth',
+            ['--cfg-options', 'model.backbone=3'],
+            'the model of the config has no backbone: expected a dict with a type',
+        ),
+        ('broken/x.png', [], "'broken/x.png' is no checkpoint, or holds more than weights"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(stock, options, message, pictures, tmp_path):

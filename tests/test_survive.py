@@ -195,3 +195,16 @@ def test_what_was_folded_is_not_used_in_training(name):
     folded, plain = build_backbone(name), build_backbone(name)
     repl_mm.fold(folded)
     torch.testing.assert_close(gradients(folded, x), gradients(plain, x), rtol=0, atol=0)
+
+
+@TABLE
+def test_jit_trace_with_gradients_is_that_without_or_says_what_to_do(name):
+    """By torch's own check, which traces again without gradients."""
+    backbone, x = build_backbone(name), images()
+    backbone.eval()
+    if repl_mm.plan_of(backbone).operator == 'full':
+        with pytest.raises(RuntimeError, match=r'call repl_mm.fold\(model.eval\(\)\) before'):
+            torch.jit.trace(backbone, x)
+        repl_mm.fold(backbone)
+    traced = torch.jit.trace(backbone, x)
+    torch.testing.assert_close(traced(x), backbone(x), **RTOL)
