@@ -18,8 +18,9 @@ $(VENV)/.installed: requirements/tested.txt requirements/install.py setup.cfg py
 demo: install
 	$(VENV)/bin/python tools/demo/demo.py $(ARGS)
 
+# one thread a process: the threads of two processes would wait for each other
 test: install
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto $(ARGS)
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,7 @@
 """The registered builders: which package's class a type builds, pure-Python configs, settings of the stock twin."""
 
 import copy
+import importlib
 import os
 import pickle
 import subprocess
@@ -58,9 +59,16 @@ def test_a_prefix_names_the_package_of_the_class(package, scope):
         assert module_of(dict(settings, type=f'{package}.RepL{settings["type"]}'), scope) == package
 
 
+@pytest.fixture
+def no_scope(monkeypatch):
+    """The Runner of an earlier test may have left its scope."""
+    monkeypatch.setattr(DefaultScope, '_instance_dict', type(DefaultScope._instance_dict)())
+
+
 @pytest.mark.parametrize('package', ['mmdet', 'mmseg'])
-def test_a_prefix_in_the_registry_of_the_package_itself(package):
+def test_a_prefix_in_the_registry_of_the_package_itself(package, no_scope):
     """``mmdet.registry.MODELS`` is what mmdet's own detectors build their backbones with."""
+    importlib.import_module(f'{package}.registry')
     registry = MODELS.children[package]
     for prefix in ('', f'{package}.', 'repl_mm.'):
         with DefaultScope.overwrite_default_scope(package):

@@ -413,4 +413,4 @@ def test_tool_takes_seconds():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert after.ru_utime - before.ru_utime < 40
+    assert after.ru_utime - before.ru_utime < 60

@@ -217,7 +217,7 @@ def test_a_part_pretrains_and_trains_and_the_second_call_starts_nothing(name, tm
 
     for file in ('predictions.png', 'curves.png', f'cost_{part.config.stem}.png', 'pretraining/curves.png'):
         assert cv2.imread(str(work_dir / file)).std() > 5
-    assert 'E2E' in (work_dir / f'cost_{part.config.stem}.txt').read_text()
+    assert '| e2e' in (work_dir / f'cost_{part.config.stem}.txt').read_text()
     if name == 'segmentation':
         assert 'averageScoreCategories' in out and 'Score Average' in out
         names = [f'minival_{i:06d}_000000_leftImg8bit.png' for i in range(4)]

@@ -105,7 +105,7 @@ def test_a_segmentor_trains_and_evaluates_in_one_process(mini_cityscapes, tmp_pa
     for name, layer in layers:
         for key, parameter in layer.named_parameters():
             assert not torch.equal(parameter, before[f'{name}.{key}']), f'{name}.{key}'
-        assert all(block in modules for block in layer.neighbours)
+        assert all(neighbour.block in modules for neighbour in layer.neighbours)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ def check_is_a_copy(other, backbone):
     assert repl_mm.plan_of(other) == plan
     for slot in plan.slots:
         wanted = [blocks(other)[where] for where in (slot.preceding, slot.succeeding) if where is not None]
+        wanted = wanted[:1] if plan.mode == 'share' else wanted
         layer = blocks(other)[slot.stage, slot.index]
         for module in layer.modules():
             if getattr(module, 'neighbours', ()):  # free weights have none

@@ -19,7 +19,7 @@ def test_columns_are_aligned():
 
 
 def test_numbers():
-    assert [tables.count(n) for n in (None, 0, 999, 1500, -2_500_000, 3e9, 4e12)] == [
+    assert [tables.amount(n) for n in (None, 0, 999, 1500, -2_500_000, 3e9, 4e12)] == [
         *('-', '0', '999', '1.50 k', '-2.50 M', '3.00 G', '4.00 T')
     ]
     assert tables.mebibytes(3 * 2**19) == '1.5 MiB'

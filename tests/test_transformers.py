@@ -239,7 +239,7 @@ def test_recomputation_gives_the_gradients_of_the_plain_branch(name):
     layer, (x, *shape), _ = dropping(name, 0.5, INNER[name][1])
     layer.train()
     x = x[:1].expand(8, -1, -1).clone().requires_grad_()
-    variables = [x, *layer.parameters(), *(p for block in layer.neighbours for p in block.parameters())]
+    variables = [x, *layer.parameters(), *(p for neighbour in layer.neighbours for p in neighbour.block.parameters())]
     found = []
     for call in (layer, lambda x, *shape: x + layer.drop(layer.branch(x, *shape))):
         torch.manual_seed(1)

@@ -161,7 +161,7 @@ def _like(tensor: Tensor) -> Tensor:
 class _Saved:
     """Handle of a saved tensor; lives as long as autograd keeps it."""
 
-    def __init__(self, tensor: Tensor):
+    def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
