@@ -38,6 +38,7 @@ from .config import (
 )
 from .inputs import ImageInput
 from .non_reentrant import is_non_reentrant, make_all_non_reentrant
+from .surgery import check_keys
 
 PLANS = {
     'e2e': None,
@@ -178,7 +179,7 @@ def backbone_config(arm: Arm, node: dict) -> dict:
     else:
         if not has_repl_type(cfg):
             cfg['type'] = repl_type(cfg)
-        cfg['replace'] = {**(cfg.get('replace') or {}), **copy.deepcopy(arm.replace)}
+        cfg['replace'] = {**check_keys(cfg.get('replace')), **copy.deepcopy(arm.replace)}
     cfg.update(copy.deepcopy(arm.settings))
     return cfg
 

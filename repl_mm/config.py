@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from .registry import MODELS as REPL_MODELS
 from .registry import PACKAGES, WEIGHTS
-from .surgery import repl_backbones
+from .surgery import check_keys, repl_backbones
 
 NO_PATHS = ('type', '_scope_', 'backend_args', 'file_client_args')  # keys whose values are no paths of data
 PATHS = ('ann_file', 'data_prefix', 'img_path', 'img_prefix', 'seg_map_path', 'seg_prefix', 'proposal_file')
@@ -117,14 +117,23 @@ def find_backbones(model: dict | None) -> dict[tuple, dict]:
     found = {path: node for path, node in stock.items() if 'replace' in node or has_repl_type(node)}
     if found:
         return found
-    served = {path: node for path, node in stock.items() if f'RepL{type_name(node)}' in _repl_types()}
+    served = {path: node for path, node in stock.items() if _is_served(node)}
     if served:
         return served
     if not stock:
         raise ConfigError('the model of the config has no backbone: expected a dict with a type, as in model.backbone')
-    types = ', '.join(dict.fromkeys(repr(type_name(node)) for node in stock.values()))
-    names = ', '.join(sorted(name.removeprefix('RepL') for name in _repl_types()))
-    raise ConfigError(f'RepL does not support backbone type {types}, only {names}')
+    raise ConfigError(_unsupported([type_name(node) for node in stock.values()]))
+
+
+def _is_served(node: dict) -> bool:
+    return has_repl_type(node) or f'RepL{type_name(node)}' in _repl_types()
+
+
+def _unsupported(types: list[str]) -> str:
+    types = ', '.join(map(repr, dict.fromkeys(types)))
+    return f'RepL does not support backbone type {types}, only ' + ', '.join(
+        sorted(name.removeprefix('RepL') for name in _repl_types())
+    )
 
 
 def _speaks_of_backbone(path: tuple) -> bool:
@@ -188,6 +197,8 @@ def repl_type(backbone: dict) -> str:
     Raises:
         ValueError: The type is a class that no registry has, for which there is no RepL type.
     """
+    if not _is_served(backbone):
+        raise ConfigError(_unsupported([type_name(backbone)]))
     name = type_name(backbone).removeprefix('RepL')
     return f'{_package(backbone) or "repl_mm"}.RepL{name}'
 
@@ -229,7 +240,7 @@ def repl_config(backbone: dict, **replace: Any) -> dict:
         **replace: Words of ``replace`` to change; without any it is the configured or the default plan.
     """
     cfg = stock_config(backbone)
-    return dict(cfg, type=repl_type(cfg), replace={**(backbone.get('replace') or {}), **replace})
+    return dict(cfg, type=repl_type(cfg), replace={**check_keys(backbone.get('replace')), **replace})
 
 
 # ---- building -------------------------------------------------------------------------------------------------------
@@ -327,9 +338,9 @@ def read_config(name: str) -> Config:
         if not importlib.util.find_spec(package):  # else mmengine would install it
             raise ConfigError(f"config '{name}': {package} is not installed")
         return get_config(name)
-    except (FileNotFoundError, ModuleNotFoundError) as error:  # of the config, of a base, or of the package of a base
+    except (OSError, ModuleNotFoundError, SyntaxError) as error:  # of the config, a base, or the package of a base
         raise ConfigError(f"config '{name}': {error}") from error
-    except ValueError as error:  # mmengine wants a folder, and speaks of its own functions
+    except (ValueError, AssertionError) as error:  # mmengine wants a folder, and speaks of its own functions
         if not in_package or isinstance(error, ConfigError):
             raise
         raise ConfigError(f"config '{name}': expected a path in {package}, as in mmdet::FOLDER/NAME.py") from error

@@ -16,11 +16,10 @@ from torch import nn
 from .calibration import calibrate, uncalibrated
 from .checkpoint import PLAN_KEY, decode_plan, plan_record, refuse_difference
 from .computing_layers import is_sharded
-from .families import find_family
 from .fusion import FusedWeight, Synthesis
 from .plan import PlanError
 from .registry import HOOKS, register
-from .surgery import computing_layers, fold, repl_backbones, unfold
+from .surgery import computing_layers, repl_backbones
 
 PLAN_FILE = 'repl_plan.json'
 
@@ -62,6 +61,7 @@ class RepLHook(Hook):
         self.interval = interval
         self.calibration_batches = calibration_batches
         self._held: set[int] = set()  # ids of the parameters in the optimizer
+        self._folded: list[nn.Module] = []  # computing layers that were folded for the evaluation
         self._first_step: list[Arrivals] | None = None  # from the start to the end of the first step
 
     # ---- start ----------------------------------------------------------------------------------------------------
@@ -119,12 +119,11 @@ class RepLHook(Hook):
 
         Parts of a backbone are left out on purpose: all but the last stage, say, or all of it.
         """
-        stages, left_out = find_family(backbone).stages(backbone), []
-        for slot, (place, layer) in zip(backbone.repl.slots, computing_layers(backbone), strict=True):
+        left_out = []
+        for place, layer in computing_layers(backbone):
             waiting = [_join(name, place, key) for key, p in layer.named_parameters() if not self._holds(p)]
             left_out += waiting
-            kept = [stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding))]
-            if waiting and all(any(id(p) in self._held for p in block.parameters()) for block in kept):
+            if waiting and all(any(id(p) in self._held for p in block.parameters()) for block in layer.between):
                 raise RuntimeError(
                     f'{len(waiting)} parameters of a computing layer are not in the optimizer, first {waiting[0]!r}, '
                     'but parameters of the kept blocks beside it are: RepL must be applied before the optimizer is '
@@ -200,10 +199,14 @@ class RepLHook(Hook):
     def before_val_epoch(self, runner) -> None:
         model = unwrapped(runner.model)
         if not is_sharded(model):  # sharded weights are whole within the forward pass only
-            fold(model)
+            self._folded = [layer for _, layer in computing_layers(model) if not layer.folded]
+        for layer in self._folded:
+            layer.fold()
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        unfold(unwrapped(runner.model))
+        for layer in self._folded:
+            layer.unfold()
+        self._folded = []
 
     before_test_epoch = before_val_epoch
     after_test_epoch = after_val_epoch

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from .checkpoint import attach_plan
-from .computing_layers import ComputingLayer
+from .computing_layers import ComputingLayer, FullComputingLayer
 from .families import find_family
 from .non_reentrant import make_non_reentrant
 from .plan import KEYS, Plan, PlanError, make_plan
@@ -75,8 +75,14 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
         borrowed += neighbours
     names = {id(module): name for name, module in backbone.named_modules()}
     for slot, layer in layers.items():
+        layer.between = tuple(stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding)))
         for neighbour in layer.neighbours:
-            neighbour.stands_in(backbone, names[id(neighbour.block)])
+            name = names[id(neighbour.block)]
+            stage, _, key = name.rpartition('.')
+            neighbour.stands_in(backbone.get_submodule(stage), key, name)
+        if isinstance(layer, FullComputingLayer):
+            layer.own.name = names[id(stages[slot.stage][slot.index])]
+    for slot, layer in layers.items():
         stages[slot.stage][slot.index] = layer
     if plan.mode in ('fuse', 'share'):
         for block in borrowed:

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 import repl_mm
-from repl_mm import subclass
+from repl_mm import RepLHook, subclass
 from repl_mm.checkpoint import PLAN_KEY
 from repl_mm.classification import CifarResNet
 from repl_mm.computing_layers import BorrowError
@@ -329,7 +330,7 @@ def fuse_otherwise(backbone, block):
 
 
 CHANGES = {
-    remove: 'it stands in the backbone no more',
+    remove: 'it stands in its stage no more',
     fuse_otherwise: "its norm 'bn1' was fused into another operator",
     fuse_by_hand: "its norm 'bn1' was fused into another operator",
     quantize: "its 'conv2' was exchanged, Conv2d by Conv2d of torch.ao",
@@ -438,6 +439,37 @@ def pickled(backbone):
     text = pickle.dumps(backbone)
     subclass._combined.cache_clear()
     return pickle.loads(text)
+
+
+@pytest.mark.parametrize('name', BORROWING)
+def test_blocks_may_be_moved_and_wrapped(name):
+    backbone = build(name)
+    wanted = outputs(backbone)
+    backbone.layer1[0] = nn.Sequential(backbone.layer1[0])
+    backbone.layer2 = nn.Sequential(*backbone.layer2)
+    backbone.layer3.insert(0, nn.Identity())
+    same(outputs(backbone), wanted)
+    assert math.isfinite(step(backbone))
+
+
+@pytest.mark.parametrize('name', BORROWING)
+def test_what_was_folded_and_fused_can_be_moved_and_cast(name):
+    fuse_conv_bn = pytest.importorskip('mmcv.cnn').fuse_conv_bn
+    backbone = build(name)
+    wanted = outputs(backbone)
+    repl_mm.fold(backbone)
+    backbone = fuse_conv_bn(backbone)
+    for change in (lambda: backbone.to('cpu'), lambda: backbone.double().float()):
+        change()
+        same(outputs(backbone), wanted, 1e-4)
+    hook = RepLHook()
+    hook.before_test_epoch(SimpleNamespace(model=backbone))
+    same(outputs(backbone), wanted, 1e-4)
+    hook.after_test_epoch(SimpleNamespace(model=backbone))
+    same(outputs(backbone), wanted, 1e-4)
+    backbone.train()
+    with pytest.raises(BorrowError, match='was fused'):
+        outputs(backbone)
 
 
 @pytest.mark.parametrize('name', BORROWING)

@@ -246,3 +246,16 @@ def test_an_empty_data_root_moves_relative_paths_only(root):
         ],
     )
     assert evaluator == dict(type='CocoMetric', ann_file='/my/v.json', metric='bbox')
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'message'),
+    [
+        (dict(type='HRNet', replace={}), "RepL does not support backbone type 'HRNet', only .*ResNet"),
+        (dict(type='ResNet', replace='fuse'), "replace='fuse' is not valid: expected a dict"),
+        (dict(type='ResNet', replace=dict(evry=2)), 'replace.evry=2: unknown key'),
+    ],
+)
+def test_a_backbone_that_repl_cannot_replace(backbone, message):
+    with pytest.raises(ValueError, match=message):
+        repl_config(next(iter(find_backbones(dict(backbone=backbone)).values())))

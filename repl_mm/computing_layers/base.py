@@ -29,6 +29,7 @@ class ComputingLayer(nn.Module):
     """
 
     _folded: tuple | None = None
+    between: tuple[nn.Module, ...] = ()  # the kept blocks on both sides, also where they lend nothing
 
     def __init__(self, syntheses=None, neighbours: tuple = (), neighbour_weights=None, detach: bool = False):
         super().__init__()
@@ -92,6 +93,11 @@ class ComputingLayer(nn.Module):
         """Synthesize once, for use in eval mode until :meth:`unfold`, ``train()`` or a load of weights."""
         with torch.no_grad():
             self.set_folded(tuple(tuple(t if t is None else t.detach() for t in pair) for pair in self.synthesize()))
+
+    @property
+    def folded(self) -> bool:
+        """bool: Whether there are weights that were synthesized once."""
+        return self._folded is not None
 
     def set_folded(self, weights: tuple) -> None:
         """Keep (weight, bias) pairs for use in eval mode."""

@@ -16,6 +16,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 FOLD = 'fold the computing layers before, repl_mm.fold(model.eval()), or leave this block as it is'
 SHARD = 'shard the backbone as one unit, fully_shard(model.backbone), not its blocks'
 
@@ -113,50 +114,57 @@ class Watch:
         self.block = block
         self.name = type(block).__name__
         self.role = role
-        lent = {id(module) for lender in lenders for module in block.modules() if _contains(module, lender)}
+        self.place: tuple | None = None
+        holders = {id(module) for lender in lenders for module in block.modules() if _contains(module, lender)}
+        beside = None
+        if lenders:
+            beside = {id(m) for m in block.modules() if any(child in lenders for child in m.children())}
         places = [
-            (parent, key, child, name)
+            (parent, key, child, _join(name, key))
             for name, parent in block.named_modules()
             for key, child in parent._modules.items()
             if child is not None
         ]
-        # Norms may be exchanged (mmengine does it with SyncBN), not fused away.
-        self.norms = [(*p, n) for *p, n in places if isinstance(p[2], _NormBase) and not _holds_nothing(p[2])]
-        self.fixed = [(*p, n) for *p, n in places if id(p[2]) in lent]
+        # Norms may be exchanged (mmengine does it with SyncBN), not fused away: those beside what is lent, or all.
+        self.norms = [
+            found
+            for found in places
+            if isinstance(found[2], _NormBase)
+            and not _holds_nothing(found[2])
+            and (beside is None or id(found[0]) in beside)
+        ]
+        self.fixed = [found for found in places if id(found[2]) in holders and not isinstance(found[2], NORMS)]
 
-    def stands_in(self, backbone: nn.Module, name: str) -> None:
-        """Say where the block stands: it may be wrapped there, but not go.
+    def stands_in(self, stage: nn.Module, key: str, name: str) -> None:
+        """Say where the block stands: it may be wrapped there, or moved, but not go.
 
         Args:
-            backbone (nn.Module): The backbone.
-            name (str): The block's dotted name in it.
+            stage (nn.Module): The module that has the block as a child.
+            key (str): The child's name there.
+            name (str): The block's dotted name in the backbone.
         """
         self.name = name
-        parts = name.split('.')
-        parents = [backbone.get_submodule('.'.join(parts[:i])) for i in range(len(parts))]
-        self.way = list(zip(parents, parts, [*parents[1:], self.block], strict=True))
-
-    way: list = []
+        self.place = stage, key
 
     def check(self) -> None:
-        """Check that the block stands where it stood, and that no operator was fused, quantized or exchanged.
+        """Check that the block stands in its stage, and that no operator was fused, quantized or exchanged.
 
         Raises:
             BorrowError: Not so.
         """
-        for parent, key, child in self.way:
+        if self.place is not None:
+            stage, key = self.place
+            if stage._modules.get(key) is not self.block and not _contains(stage, self.block):
+                raise BorrowError(self.complaint('it stands in its stage no more'))
+        for parent, key, child, name in self.norms:
             now = parent._modules.get(key)
-            if now is not child and not (now is not None and _contains(now, child)):
-                raise BorrowError(self.complaint('it stands in the backbone no more'))
-        for parent, key, child, place in self.norms:
-            now = parent._modules.get(key)
-            if now is not child and _holds_nothing(now):
-                raise BorrowError(self.complaint(f'its norm {_join(place, key)!r} was fused into another operator'))
-        for parent, key, child, place in self.fixed:
+            if now is not child and _holds_nothing(now) and not isinstance(now, NORMS):
+                raise BorrowError(self.complaint(f'its norm {name!r} was fused into another operator'))
+        for parent, key, child, name in self.fixed:
             now = parent._modules.get(key)
             if now is not child:
                 change = f'{type(child).__name__} by {type(now).__name__} of {type(now).__module__}'
-                raise BorrowError(self.complaint(f'its {_join(place, key)!r} was exchanged, {change}'))
+                raise BorrowError(self.complaint(f'its {name!r} was exchanged, {change}'))
 
     def borrow(self, weights: Callable, name: str, shapes: list[tuple]) -> list[Tensor]:
         """The block's weights for one operator.

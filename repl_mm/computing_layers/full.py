@@ -47,12 +47,18 @@ class FullComputingLayer(ComputingLayer):
     def set_folded(self, weights: tuple) -> None:
         super().set_folded(weights)
         for name, (weight, _) in zip(self.names, weights, strict=True):
-            setattr(*self.place(name), weight.detach())
+            self.put(name, weight.detach())
 
     def unfold(self) -> None:
         super().unfold()
         for name in self.names:
-            setattr(*self.place(name), torch.empty(0))
+            self.put(name, torch.empty(0))
+
+    def put(self, name: str, weight: Tensor) -> None:
+        """Put a tensor into the place of a parameter, unless another tool made one of what was folded there."""
+        owner, leaf = self.place(name)
+        if leaf not in owner._parameters:
+            setattr(owner, leaf, weight)
 
     def run(self, synthesize, *args, **kwargs) -> Tensor:
         """The block with the weights that ``synthesize()`` gives, or with those that it has."""
