@@ -15,7 +15,7 @@ from torch import nn
 
 from .calibration import calibrate, uncalibrated
 from .checkpoint import PLAN_KEY, decode_plan, plan_record, refuse_difference
-from .computing_layers import is_sharded
+from .computing_layers import dotted, is_sharded
 from .fusion import FusedWeight, Synthesis
 from .plan import PlanError
 from .registry import HOOKS, register
@@ -28,8 +28,8 @@ class RepLHook(Hook):
     """Care for the RepL backbones of a Runner's model; does nothing for a model without any.
 
     * At the start: prints the plan and what it saves, writes the plan to ``work_dir/repl_plan.json``, checks that an
-      optimizer which holds parameters of the kept blocks holds those of the computing layers too, calibrates their
-      batch norms where ``norm_eval`` would leave them without statistics.
+      optimizer which trains the kept blocks on both sides of a computing layer holds its parameters too, calibrates
+      the layers' batch norms where ``norm_eval`` would leave them without statistics.
     * In the first step: checks that where kept blocks receive gradients, every parameter of the computing layers that
       the optimizer holds receives one.
     * Every ``interval`` steps: logs the fusion coefficients.
@@ -121,7 +121,7 @@ class RepLHook(Hook):
         """
         left_out = []
         for place, layer in computing_layers(backbone):
-            waiting = [_join(name, place, key) for key, p in layer.named_parameters() if not self._holds(p)]
+            waiting = [dotted(name, place, key) for key, p in layer.named_parameters() if not self._holds(p)]
             left_out += waiting
             if waiting and all(any(id(p) in self._held for p in block.parameters()) for block in layer.between):
                 raise RuntimeError(
@@ -183,7 +183,7 @@ class RepLHook(Hook):
         saved = (checkpoint.get('meta') or {}).get(PLAN_KEY) or {}
         state = checkpoint.get('state_dict', {})
         for name, backbone in repl_backbones(unwrapped(runner.model)):
-            key = _join(name, PLAN_KEY)
+            key = dotted(name, PLAN_KEY)
             if name in saved:
                 refuse_difference(saved[name], backbone.repl, 'the checkpoint')
             elif key in state:
@@ -227,7 +227,7 @@ class Arrivals:
     def __init__(self, name: str, backbone: nn.Module, held: set[int]):
         self.name = name
         self.kept_blocks = False
-        layers = {id(p): _join(name, key) for key, p in _parameters(backbone).items()}
+        layers = {id(p): dotted(name, key) for key, p in _parameters(backbone).items()}
         trained = [p for p in backbone.parameters() if p.requires_grad and id(p) in held]
         self._waiting = {id(p): layers[id(p)] for p in trained if id(p) in layers}
         self._handles = [p.register_hook(functools.partial(self._receive, id(p))) for p in trained]
@@ -322,11 +322,7 @@ def _optimizer_of(backbone: nn.Module, optimizers: list[torch.optim.Optimizer]) 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters of a model's computing layers by name."""
     layers = computing_layers(model)
-    return {_join(name, key): p for name, layer in layers for key, p in layer.named_parameters()}
-
-
-def _join(*names: str) -> str:
-    return '.'.join(filter(None, names))
+    return {dotted(name, key): p for name, layer in layers for key, p in layer.named_parameters()}
 
 
 def _images(model: nn.Module, batch, name: str) -> list[torch.Tensor]:

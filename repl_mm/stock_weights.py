@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from mmengine.runner import CheckpointLoader
@@ -32,8 +33,18 @@ def read_stock(path: str, prefix: str) -> tuple[dict[str, Tensor], dict[str, Ten
 
     Returns:
         tuple[dict, dict]: The backbone's tensors by their names in it, and all others by their names in the model.
+
+    Raises:
+        ValueError: It cannot be had, or is none.
     """
-    state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    try:
+        state = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except (OSError, ImportError) as error:  # no network, or torchvision's names without torchvision
+        raise ValueError(f'cannot be had: {error}; expected a file, or a name that is reached from here') from error
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError('is no checkpoint, or holds more than weights: expected tensors by name') from error
+    if not isinstance(state, dict):
+        raise ValueError(f'holds {type(state).__name__}: expected tensors by name')
     state = next((state[key] for key in ('state_dict', 'model') if key in state), state)
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     if any(key.startswith(prefix) for key in state):

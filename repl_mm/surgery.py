@@ -67,26 +67,23 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
 
     # All computing layers are built before any takes its place: neighbours are looked up among the original blocks.
     layers = {}
-    borrowed = []
-    for slot in plan.slots:
-        neighbours = tuple(stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding)))
-        block = stages[slot.stage][slot.index]
-        layers[slot] = family.build(plan, block, neighbours).to(next(block.parameters()))  # its device and precision
-        borrowed += neighbours
     names = {id(module): name for name, module in backbone.named_modules()}
-    for slot, layer in layers.items():
-        layer.between = tuple(stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding)))
+    for slot in plan.slots:
+        between = tuple(stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding)))
+        block = stages[slot.stage][slot.index]
+        layer = family.build(plan, block, between).to(next(block.parameters()))  # its device and precision
+        layer.between = between
         for neighbour in layer.neighbours:
             name = names[id(neighbour.block)]
             stage, _, key = name.rpartition('.')
             neighbour.stands_in(backbone.get_submodule(stage), key, name)
         if isinstance(layer, FullComputingLayer):
-            layer.own.name = names[id(stages[slot.stage][slot.index])]
+            layer.own.name = names[id(block)]
+        layers[slot] = layer
     for slot, layer in layers.items():
         stages[slot.stage][slot.index] = layer
-    if plan.mode in ('fuse', 'share'):
-        for block in borrowed:
-            make_non_reentrant(block)
+        for neighbour in layer.neighbours:
+            make_non_reentrant(neighbour.block)
     if hasattr(family, 'finish'):
         family.finish(backbone)
     attach_plan(backbone, plan)

@@ -427,12 +427,15 @@ def test_a_whole_detector_is_converted_and_tested(mini_coco, tmp_path):
             'the model of the config has no backbone: expected a dict with a type',
         ),
         ('broken/x.png', [], "'broken/x.png' is no checkpoint, or holds more than weights"),
+        ('list.pth', [], "'list.pth' holds list: expected tensors by name"),
+        ('torchvision://resnet50', [], "'torchvision://resnet50' cannot be had: .*torchvision"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(stock, options, message, pictures, tmp_path):
     config = write_config(tmp_path, 'resnet')
     state = build_model(config, stock=True).backbone.state_dict()
     torch.save(state, tmp_path / 'stock.pth')
+    torch.save([], tmp_path / 'list.pth')
     torch.save({key: value for key, value in state.items() if 'layer3' not in key}, tmp_path / 'partial.pth')
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'x.png').write_text('no picture')

@@ -209,3 +209,28 @@ def test_jit_trace_with_gradients_is_that_without_or_says_what_to_do(name):
         repl_mm.fold(backbone)
     traced = torch.jit.trace(backbone, x)
     torch.testing.assert_close(traced(x), backbone(x), **RTOL)
+
+
+@pytest.mark.parametrize('name', ['full', 'vit_full'])
+@pytest.mark.parametrize('mode', ['fuse', 'own'])
+def test_with_cp_keeps_little_more_than_the_input_of_a_full_layer(name, mode):
+    """Also where the layer synthesizes nothing, as those of transformers with free weights."""
+
+    def kept(with_cp):
+        backbone = build_backbone(name, with_cp=with_cp, replace=dict(operator='full', mode=mode))
+        layer = next(layer for _, layer in repl_mm.computing_layers(backbone))
+        shape = (2, 16, 16) if name == 'vit_full' else (2, 64, 16, 16)
+        weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+        saved = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            layer(torch.randn(shape, requires_grad=True))
+        return sum(saved.values())
+
+    assert kept(True) < 0.5 * kept(False)

@@ -13,7 +13,6 @@ are taken over. OUT has the names of the config's model: ``load_from=out.pth``, 
 import argparse
 import copy
 from pathlib import Path
-from pickle import UnpicklingError
 
 import mmcv
 import torch
@@ -140,18 +139,9 @@ def main(argv=None):
         stop(f"config '{args.config}': expected one backbone, the model has {names}")
     ((path, settings),) = backbones.items()
     prefix = '.'.join(map(str, path)) + '.'
-    try:
-        state, rest = read_stock(args.stock, prefix)
-    except (
-        UnpicklingError,
-        RuntimeError,
-        EOFError,
-        AttributeError,
-        TypeError,
-    ):  # what torch and we say of other files
-        stop(f"'{args.stock}' is no checkpoint, or holds more than weights: expected tensors by name")
     scope, stock_settings = cfg.get('default_scope'), config.stock_config(settings)
     try:
+        state, rest = read_stock(args.stock, prefix)
         with one_line_errors():
             stock, unused = load_backbone(stock_settings, scope, state)
             if unused:

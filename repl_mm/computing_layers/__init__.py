@@ -7,7 +7,7 @@ block. Its neighbours are not its children (:mod:`.borrowing`): so their paramet
 """
 
 from .base import ComputingLayer, recomputed
-from .borrowing import BorrowError, is_sharded, tensor_of
+from .borrowing import BorrowError, dotted, is_sharded, tensor_of
 from .full import FullComputingLayer
 from .residual import ResidualComputingLayer
 from .transformer import TransformerComputingLayer
@@ -18,6 +18,7 @@ __all__ = [
     'FullComputingLayer',
     'ResidualComputingLayer',
     'TransformerComputingLayer',
+    'dotted',
     'is_sharded',
     'recomputed',
     'tensor_of',

@@ -77,24 +77,24 @@ def _made_by_hook(module: nn.Module, name: str) -> Tensor | None:
     return getattr(module, name, None)
 
 
-def _check_kind(tensor, name: str) -> None:
-    """Check that a weight is a whole and plain tensor."""
-    kind = type(tensor)
-    flattened = isinstance(tensor, nn.Parameter) and getattr(tensor, '_fsdp_flattened', False)  # by FSDP1
-    if flattened or kind.__module__.startswith('torch.distributed'):
-        raise _Unusable(f'its {name!r} is sharded apart from them ({kind.__name__})', SHARD)
-    if not isinstance(tensor, Tensor) or not (kind.__module__ + '.').startswith('torch.'):
-        raise _Unusable(f'its {name!r} was quantized or wrapped ({kind.__name__})', FOLD)
+def _is_sharded(tensor) -> bool:
+    """Whether a tensor is sharded by FSDP2, or by FSDP1."""
+    flattened = isinstance(tensor, nn.Parameter) and getattr(tensor, '_fsdp_flattened', False)
+    return flattened or type(tensor).__module__.startswith('torch.distributed')
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of a model are sharded now, by FSDP1 or FSDP2: outside of its forward pass they are."""
-    try:
-        for parameter in model.parameters():
-            _check_kind(parameter, '')
-    except _Unusable as error:
-        return error.args[1] is SHARD
-    return False
+    """Whether parameters of a model are sharded now: outside of its forward pass they are."""
+    return any(map(_is_sharded, model.parameters()))
+
+
+def _check_kind(tensor, name: str) -> None:
+    """Check that a weight is a whole and plain tensor."""
+    kind = type(tensor)
+    if _is_sharded(tensor):
+        raise _Unusable(f'its {name!r} is sharded apart from them ({kind.__name__})', SHARD)
+    if not isinstance(tensor, Tensor) or not (kind.__module__ + '.').startswith('torch.'):
+        raise _Unusable(f'its {name!r} was quantized or wrapped ({kind.__name__})', FOLD)
 
 
 def _holds_nothing(module: nn.Module | None) -> bool:
@@ -106,8 +106,8 @@ class Watch:
 
     Args:
         block (nn.Module): The block. Held here, it is no child of the computing layer.
-        lenders (list[nn.Module]): Modules in it that may not be exchanged. Defaults to none.
-        role (str): What is special with the block, for messages.
+        lenders (list[nn.Module]): Modules in it that lend their tensors. Defaults to none: all norms are watched then.
+        role (str): What is special with the block, for messages. Defaults to lending weights.
     """
 
     def __init__(self, block: nn.Module, lenders=(), role: str = 'lends its weights to computing layers'):
@@ -120,7 +120,7 @@ class Watch:
         if lenders:
             beside = {id(m) for m in block.modules() if any(child in lenders for child in m.children())}
         places = [
-            (parent, key, child, _join(name, key))
+            (parent, key, child, dotted(name, key))
             for name, parent in block.named_modules()
             for key, child in parent._modules.items()
             if child is not None
@@ -197,5 +197,6 @@ def _contains(module: nn.Module, inner: nn.Module) -> bool:
     return any(found is inner for found in module.modules())
 
 
-def _join(*names: str) -> str:
+def dotted(*names: str) -> str:
+    """Names in one with dots between them; empty ones, as that of the root, are left out."""
     return '.'.join(filter(None, names))

@@ -1,5 +1,7 @@
 """The computing layer with the structure of the replaced block (``operator='full'``), for every family."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -61,22 +63,24 @@ class FullComputingLayer(ComputingLayer):
             setattr(owner, leaf, weight)
 
     def run(self, synthesize, *args, **kwargs) -> Tensor:
-        """The block with the weights that ``synthesize()`` gives, or with those that it has."""
-        if synthesize is None:
-            return self.repl['block'](*args, **kwargs)
+        """The block with the weights that ``synthesize()`` gives."""
         # views: a free weight (mode 'own') is a parameter, and would become one of the block
         weights = {name: weight.view_as(weight) for name, (weight, _) in zip(self.names, synthesize(), strict=True)}
         return functional_call(self.repl['block'], weights, args, kwargs)
 
     def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
+        with_cp = self.with_cp and torch.is_grad_enabled() and not torch.jit.is_tracing()
         if not self.names or (self._folded and not self.training):
-            return self.run(None, x, *args, **kwargs)
-        self.own.check()
-        if torch.jit.is_tracing():
-            raise RuntimeError(
-                "torch.jit.trace cannot record weights that operator='full' synthesizes: call "
-                'repl_mm.fold(model.eval()) before'
-            )
-        if self.with_cp and torch.is_grad_enabled() and not torch.jit.is_tracing():
-            return checkpoint(self.run, self.weights, x, *args, use_reentrant=False, **kwargs)
-        return self.run(lambda: recomputed(self.weights), x, *args, **kwargs)
+            run = self.repl['block']  # it has its weights
+        else:
+            self.own.check()
+            if torch.jit.is_tracing():
+                raise RuntimeError(
+                    "torch.jit.trace cannot record weights that operator='full' synthesizes: call "
+                    'repl_mm.fold(model.eval()) before'
+                )
+            # within a checkpoint of its own, the synthesis is recomputed with the block
+            run = functools.partial(self.run, self.weights if with_cp else functools.partial(recomputed, self.weights))
+        if with_cp:
+            return checkpoint(run, x, *args, use_reentrant=False, **kwargs)
+        return run(x, *args, **kwargs)
