@@ -168,7 +168,7 @@ def test_what_does_not_matter_is_left_out():
         (dict(type='mmseg.BEiT', img_size=64, embed_dims=32, num_layers=4, num_heads=2), 'works', ''),
         (dict(type='mmpretrain.ResNet', depth=18), 'stock fails', 'mmpretrain.ResNet is not in'),
         # what fails with RepL and not without it: a backbone without a builder
-        (dict(type='MobileNetV2'), 'fails', 'RepLMobileNetV2 is not in'),
+        (dict(type='MobileNetV2'), 'fails', "RepL does not support backbone type 'MobileNetV2'"),
     ],
 )
 def test_one_backbone(settings, status, reason):
