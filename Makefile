@@ -1,8 +1,10 @@
-# make install  .venv with the tested stack and this package (10 to 15 minutes: mmcv is compiled)
+# make install  .venv with a tested stack and this package (10 to 15 minutes: mmcv is compiled)
 # make demo     pretrains, trains, tests and costs a RepL detector and a RepL segmentor on generated datasets
 # make test     the test suite         make lint   ruff         make clean   removes what the above wrote
 
-VENV ?= .venv
+# The tested stack: openmmlab, onedl or torchvision (requirements/), each in an environment of its own.
+STACK ?= openmmlab
+VENV ?= .venv$(if $(filter-out openmmlab,$(STACK)),-$(STACK))
 # The first Python on the path that the tested stack supports; PYTHON=... chooses another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.10,$(shell \
 	$(p) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $(p))) python3)
@@ -10,9 +12,9 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.10,$(she
 .PHONY: install demo test lint clean
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements/tested.txt requirements/install.py setup.cfg pyproject.toml
+$(VENV)/.installed: requirements/$(STACK).txt requirements/install.py setup.cfg pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo 'make: no python3 found; Python 3.10 to 3.12 is needed'; exit 1; }
-	$(PYTHON) requirements/install.py $(VENV)
+	$(PYTHON) requirements/install.py $(STACK) $(VENV)
 	@touch $@
 
 demo: install

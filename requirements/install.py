@@ -1,11 +1,12 @@
-"""Make a virtual environment and installs the tested stack and this package into it.
+"""Make a virtual environment and install a tested stack and this package into it.
 
-``python requirements/install.py .venv`` is what ``make install`` runs. The order of its steps matters: mmcv is
-compiled against the torch, setuptools and ninja that are already in the environment, so these come first, and what
-imports mmcv comes after it. What is already there is skipped.
+``python requirements/install.py openmmlab .venv`` is what ``make install`` runs; a stack is a file of pinned versions
+beside this one. The order of the steps matters: mmcv is compiled against the torch, setuptools and ninja that are
+already in the environment, so these come first, and what imports mmcv comes after it. What is already there is skipped.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import subprocess
@@ -15,8 +16,8 @@ import time
 import venv
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parent.parent
-TESTED = REPO / 'requirements' / 'tested.txt'
+HERE = Path(__file__).resolve().parent
+STACKS = sorted(file.stem for file in HERE.glob('*.txt'))
 PYTHONS = ((3, 10), (3, 12))
 MMCV_CORE_MINUTES = 16  # without CUDA
 
@@ -39,7 +40,7 @@ def check_machine():
 
 
 def make_venv(folder):
-    """Make the virtual environment ``folder`` if it is not there and returns its Python."""
+    """Make the virtual environment ``folder`` if it is not there and return its Python."""
     python = folder / 'bin' / 'python'
     if not python.exists():
         try:
@@ -55,16 +56,17 @@ def succeeds(python, code):
     return subprocess.run([python, '-c', code], capture_output=True).returncode == 0
 
 
-def pip_install(python, *args, env=None, report=None):
-    """Run ``pip install`` with the tested versions as constraints and stops if it fails.
+def pip_install(python, stack, *args, env=None, report=None):
+    """Run ``pip install`` with the tested versions as constraints and stop if it fails.
 
     Args:
         python (Path): Python of the environment.
+        stack (Path): File of the tested versions.
         *args (str): Arguments of ``pip install``.
         env (dict): Environment variables to add. Defaults to None.
         report (callable): Returns a line to print every 15 seconds, for what pip does in silence. Defaults to None.
     """
-    command = [python, '-m', 'pip', 'install', '--disable-pip-version-check', '-c', TESTED, *args]
+    command = [python, '-m', 'pip', 'install', '--disable-pip-version-check', '-c', stack, *args]
     process = subprocess.Popen(command, env={**os.environ, **(env or {})})
     while process.poll() is None:
         try:
@@ -81,8 +83,14 @@ def count_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def install_mmcv(python, *args):
-    """Compile mmcv with its operators and says meanwhile how far it is."""
+def distribution(stack, name):
+    """Return what the package of a name is called in a stack: 'mmcv' or, in OneDL's, 'onedl-mmcv'."""
+    lines = stack.read_text().splitlines()
+    return next(line.partition('==')[0] for line in lines if line.partition('==')[0] in (name, f'onedl-{name}'))
+
+
+def install_mmcv(python, stack, *args):
+    """Compile mmcv with its operators and say meanwhile how far it is."""
     has_cuda = 'import sys, torch; sys.exit(not torch.cuda.is_available())'
     has_nvcc = 'import sys; from torch.utils.cpp_extension import CUDA_HOME; sys.exit(not CUDA_HOME)'
     if succeeds(python, has_cuda) and not succeeds(python, has_nvcc):
@@ -99,7 +107,8 @@ def install_mmcv(python, *args):
     build.mkdir()
     pip_install(
         python,
-        *('-q', '--no-build-isolation', *args, 'mmcv'),
+        stack,
+        *('-q', '--no-build-isolation', *args, distribution(stack, 'mmcv')),
         env={'MMCV_WITH_OPS': '1', 'MAX_JOBS': jobs, 'TMPDIR': str(build)},
         report=lambda: compiled(build, time.monotonic() - start),
     )
@@ -108,44 +117,48 @@ def install_mmcv(python, *args):
 
 def compiled(build, seconds):
     """One line on the compilation in the folder ``build`` that has run for ``seconds``; pip hides the compiler."""
-    done = sum(1 for _ in build.glob('pip-*/mmcv*/build/**/*.o'))
-    total = sum(file.read_text().count('compile /') for file in build.glob('pip-*/mmcv*/build/**/build.ninja'))
+    done = sum(1 for _ in build.glob('pip-*/*mmcv*/build/**/*.o'))
+    total = sum(file.read_text().count('compile /') for file in build.glob('pip-*/*mmcv*/build/**/build.ninja'))
     line = f'  mmcv: {done} of {total} files compiled in {seconds / 60:.1f} min'
     return f'{line}, about {seconds / done * (total - done) / 60:.1f} min left' if done > 2 else line
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('stack', choices=STACKS, help='tested versions: the name of a file beside this one')
     parser.add_argument('venv', type=Path, help='folder of the virtual environment')
     args = parser.parse_args()
     check_machine()
     start = time.monotonic()
+    stack = HERE / f'{args.stack}.txt'
     python = make_venv(args.venv.absolute())
+    install = functools.partial(pip_install, python, stack)
 
     def step(number, what):
         print(f'== {number}/6 {what} ({(time.monotonic() - start) / 60:.1f} min so far)', flush=True)
 
     step(1, 'build tools')
-    pip_install(python, '-q', '--upgrade', 'pip')
-    pip_install(python, '-q', 'setuptools', 'wheel', 'ninja')
+    install('-q', '--upgrade', 'pip')
+    install('-q', 'setuptools', 'wheel', 'ninja')
     step(2, 'torch')
-    pip_install(python, 'torch', 'setuptools')
+    # together with torchvision, if the stack has it: one must fit the other
+    install('setuptools', *(line for line in stack.read_text().splitlines() if line.startswith('torch')))
     step(3, 'mmengine')
-    pip_install(python, 'mmengine')
+    install(distribution(stack, 'mmengine'))
     if not succeeds(python, 'import cv2'):
         # mmengine asks for opencv-python, which needs libGL; the headless build puts the same module in its place
-        pip_install(python, '--force-reinstall', '--no-deps', 'opencv-python-headless')
+        install('--force-reinstall', '--no-deps', 'opencv-python-headless')
     step(4, 'mmcv')
     # the second time pip must not take the wheel from its cache: it may be of another torch, or without operators
     for extra in ([], ['--no-cache-dir', '--force-reinstall', '--no-deps']):
         if not succeeds(python, 'import mmcv.ops'):
-            install_mmcv(python, *extra)
+            install_mmcv(python, stack, *extra)
     if not succeeds(python, 'import mmcv.ops'):
         stop(f"mmcv was compiled and does not work; {python} -c 'import mmcv.ops' says why")
-    step(5, 'the rest of requirements/tested.txt')
-    pip_install(python, '-r', TESTED)
+    step(5, f'the rest of requirements/{stack.name}')
+    install('-r', stack)
     step(6, 'repl_mm')
-    pip_install(python, '--no-build-isolation', '-e', f'{REPO}[test,lint]')
+    install('--no-build-isolation', '-e', f'{HERE.parent}[test,lint]')
     print(f'== installed into {args.venv} in {(time.monotonic() - start) / 60:.1f} min', flush=True)
 
 
