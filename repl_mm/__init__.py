@@ -8,9 +8,10 @@ except ImportError as error:
 
 from . import optim  # noqa: F401  (registers the optimizer wrapper)
 from .backbones import register_family
-from .checkpoint import allow_mmengine_checkpoints
+from .compat import know_packages
 from .hook import RepLHook
 from .plan import Plan, PlanError, Slot, make_plan
+from .reading import allow_mmengine_checkpoints
 from .surgery import apply_repl, computing_layers, fold, plan_of, repl_backbones, unfold
 
 __version__ = '0.1.0'
@@ -30,3 +31,4 @@ __all__ = [
 ]
 
 allow_mmengine_checkpoints()
+know_packages()

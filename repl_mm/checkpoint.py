@@ -1,12 +1,9 @@
-"""Checkpoints: the plan travels with the weights, stock weights load, and torch's weights-only loading stays on."""
+"""Checkpoints: the plan travels with the weights, and stock weights load."""
 
 import json
-from pickle import UnpicklingError
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.logging import print_log
 from torch import nn
 
 from .computing_layers import ComputingLayer
@@ -16,45 +13,6 @@ PLAN_KEY = 'repl_plan'
 # Of the weights in a file: another number wherever the parameters of an operator change. Files without it are of 1.
 FORMAT = 1
 READABLE = (1,)
-
-
-# What mmengine's objects store of their own classes: pickle writes a method as getattr(class, name).
-METHODS = {
-    HistoryBuffer: ('min', 'max', 'current', 'mean'),
-    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
-}
-
-
-def _method(owner: type, name: str):
-    """Stand in for ``getattr`` in a checkpoint; it gives ``METHODS``.
-
-    Raises:
-        UnpicklingError: Another attribute is asked for.
-    """
-    if isinstance(owner, type) and name in METHODS.get(owner, ()):
-        return getattr(owner, name)
-    raise UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')
-
-
-def allow_mmengine_checkpoints() -> None:
-    """Allow torch's weights-only loading to read what mmengine's own checkpoints hold besides tensors.
-
-    mmengine 0.10 stores its message hub (``HistoryBuffer`` objects with numpy arrays and methods, and the best score,
-    which may be a numpy number) and all attributes of its schedulers. Exactly what is needed for that is allowed;
-    every other global in a checkpoint is still refused. Called when ``repl_mm`` is imported.
-    """
-    try:
-        from numpy._core.multiarray import _reconstruct, scalar
-    except ImportError:  # numpy < 2
-        from numpy.core.multiarray import _reconstruct, scalar
-    functions = [
-        (function, f'numpy.{core}.multiarray.{function.__name__}')  # the core's name in numpy 1 and numpy 2
-        for function in (_reconstruct, scalar)
-        for core in ('core', '_core')
-    ]
-    numbers = {type(np.dtype(code)) for code in ('?' + np.typecodes['AllInteger'] + np.typecodes['Float'])}
-    methods = [*METHODS, (_method, 'builtins.getattr')]
-    torch.serialization.add_safe_globals([np.ndarray, np.dtype, *numbers, *functions, *methods])
 
 
 def plan_record(plan: Plan) -> dict:

@@ -4,20 +4,24 @@ Types may be names, names with a scope or a module path, and, in pure-Python con
 """
 
 import copy
+import difflib
 import importlib.util
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
-from mmengine.hub import get_config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.config.utils import ConfigParsingError
+from mmengine.registry import MODELS, DefaultScope, Registry, root
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from .families import FAMILIES
 from .registry import MODELS as REPL_MODELS
 from .registry import PACKAGES, WEIGHTS
 from .surgery import check_keys, repl_backbones
@@ -77,6 +81,38 @@ def _repl_types() -> dict[str, Callable]:
     return {name: found for name, found in REPL_MODELS.module_dict.items() if name.startswith('RepL')}
 
 
+def served_backbones() -> list[str]:
+    """Return the names of all stock backbones that RepL serves."""
+    return sorted(name for family in FAMILIES for name in family.BACKBONES)
+
+
+def unknown_type(error: Exception) -> str | None:
+    """Return one line for an error of building: a type that no registry has, or an argument that it does not take.
+
+    Args:
+        error (Exception): What mmengine raised.
+
+    Returns:
+        str | None: With names that would be valid, the closest first; None if it is another error.
+    """
+    found = re.search(r'(\S+) is not in the (\S+)::(.+?) registry', str(error))
+    if isinstance(error, KeyError) and found:
+        name, scope, kind = (word.strip('\'"') for word in found.groups())
+        bare = name.rpartition('.')[2]
+        if bare.startswith('RepL'):
+            valid = [f'RepL{stock}' for stock in served_backbones()]
+        else:
+            registries = [r for r in vars(root).values() if isinstance(r, Registry) and r.name == kind]
+            valid = [key for r in registries for each in (r, *r.children.values()) for key in each.module_dict]
+        near = difflib.get_close_matches(bare, valid, n=3)
+        others = [key for key in valid if key not in near] if bare.startswith('RepL') else []
+        expected = f': expected one of {", ".join([*near, *others])}' if near or others else ''
+        return f"type='{name}' is not known in scope {scope} ({kind}){expected}"
+    if isinstance(error, TypeError) and re.search(r'unexpected keyword argument|required positional arg', str(error)):
+        return str(error)
+    return None
+
+
 # ---- backbones of a model -------------------------------------------------------------------------------------------
 
 
@@ -131,9 +167,7 @@ def _is_served(node: dict) -> bool:
 
 def _unsupported(types: list[str]) -> str:
     types = ', '.join(map(repr, dict.fromkeys(types)))
-    return f'RepL does not support backbone type {types}, only ' + ', '.join(
-        sorted(name.removeprefix('RepL') for name in _repl_types())
-    )
+    return f'RepL does not support backbone type {types}, only {", ".join(served_backbones())}'
 
 
 def _speaks_of_backbone(path: tuple) -> bool:
@@ -325,25 +359,44 @@ def input_size(cfg: Config) -> tuple[int, int, int]:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def read_config(name: str) -> Config:
-    """Return the config of a file, or of ``PACKAGE::PATH`` out of an installed mm package.
+def config_file(name: str) -> str:
+    """Return the path of a config: a file's own, or that of ``PACKAGE::PATH`` in an installed package.
+
+    Packages carry their configs in their folder ``.mim/configs``; ours are beside the package in a checkout.
 
     Raises:
-        ConfigError: The file or the package is not there.
+        ConfigError: The package is not installed or carries no such config.
     """
-    package, in_package, _ = name.partition('::')
+    package, in_package, path = name.partition('::')
+    if not in_package:
+        return name
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if not (spec and spec.origin):
+        raise ConfigError(f"config '{name}': {package} is not installed")
+    inside = Path(spec.origin).parent
+    folders = [inside / '.mim' / 'configs', *([inside.parent / 'configs'] if package == 'repl_mm' else [])]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise ConfigError(f"config '{name}': {package} carries no configs")
+    if not (folder / path).is_file():
+        below = sorted(str(file.relative_to(folder)) for file in folder.rglob('*.py') if '_base_' not in file.parts)
+        near = difflib.get_close_matches(path, below, n=3, cutoff=0) or below[:3]
+        raise ConfigError(f"config '{name}': {package} has no such config; expected one like {', '.join(near)}")
+    return str(folder / path)
+
+
+def read_config(name: str) -> Config:
+    """Return the config of a file, or of ``PACKAGE::PATH`` out of an installed package, as ``mmdet::FOLDER/NAME.py``.
+
+    Raises:
+        ConfigError: The file, the package or a base is not there, or it is no config.
+    """
     try:
-        if not in_package:
-            return Config.fromfile(name)
-        if not importlib.util.find_spec(package):  # else mmengine would install it
-            raise ConfigError(f"config '{name}': {package} is not installed")
-        return get_config(name)
-    except (OSError, ModuleNotFoundError, SyntaxError) as error:  # of the config, a base, or the package of a base
-        raise ConfigError(f"config '{name}': {error}") from error
-    except (ValueError, AssertionError) as error:  # mmengine wants a folder, and speaks of its own functions
-        if not in_package or isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"config '{name}': expected a path in {package}, as in mmdet::FOLDER/NAME.py") from error
+        return Config.fromfile(config_file(name))
+    except ConfigError:
+        raise
+    except (OSError, ImportError, SyntaxError, ValueError, AssertionError, ConfigParsingError) as error:
+        raise ConfigError(f"config '{name}': {error or type(error).__name__}") from error
 
 
 def set_data_root(cfg: Config, folder: str) -> None:

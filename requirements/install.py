@@ -2,7 +2,7 @@
 
 ``python requirements/install.py openmmlab .venv`` is what ``make install`` runs; a stack is a file of pinned versions
 beside this one. The order of the steps matters: mmcv is compiled against the torch, setuptools and ninja that are
-already in the environment, so these come first, and what imports mmcv comes after it. What is already there is skipped.
+already in the environment, so these come first, and what imports mmcv comes after it. What is there is skipped.
 """
 
 import argparse

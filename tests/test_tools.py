@@ -327,9 +327,9 @@ def test_data_root_moves_all_paths_and_nothing_else():
 @pytest.mark.parametrize('kind', ['CityscapesMetric', 'mmseg.CityscapesMetric', 'mmdet.CityScapesMetric'])
 def test_the_official_cityscapes_evaluation_is_not_started_where_it_cannot_end(kind):
     cfg = Config(dict(val_evaluator=[dict(type='IoUMetric'), dict(type=kind)], test_evaluator=dict(type='IoUMetric')))
-    _common.check_data(cfg, 'train', 'test')
+    _common.check_files(cfg, 'train', 'test')
     with pytest.raises(SystemExit, match=r"cityscapesscripts 2\.3\.0 calls numpy\.in1d.*: install 'numpy<2\.4'"):
-        _common.check_data(cfg, 'train', 'val')
+        _common.check_files(cfg, 'train', 'val')
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,23 @@ import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-# the import also allows mmengine's own classes in weights-only loading
 from repl_mm import PlanError, config, data_checks
 from repl_mm.config import ConfigError
 from repl_mm.data_checks import DataError
+from repl_mm.reading import read_weights_only
 
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine 0.10.7 uses it, again and again
+read_weights_only()
 
 
 def stop(message):
@@ -32,22 +35,29 @@ def stop(message):
 
 @contextmanager
 def one_line_errors(*kinds):
-    """End in one line on an error in the plan, the config or a dataset's files; every other one keeps its traceback.
+    """End in one line on an error in the plan, the config or its files; every other one keeps its traceback.
 
     Args:
         *kinds (type): Further errors that end in one line.
     """
     try:
         yield
-    except (PlanError, ConfigError, DataError, *kinds) as error:
+    except (PlanError, ConfigError, DataError, UnpicklingError, *kinds) as error:
         message = str(error).rpartition('DataError: ')[2]  # a loader's worker puts its traceback in front
+        stop(' '.join(message.split()))
+    except (KeyError, TypeError) as error:
+        message = config.unknown_type(error)
+        if message is None:
+            raise
         stop(' '.join(message.split()))
 
 
 def make_parser(description):
     """Return a parser with the arguments that training and testing have in common."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file, or PACKAGE::PATH for one that an installed mm package carries')
+    parser.add_argument(
+        'config', help='config file, or PACKAGE::PATH for one that an installed package carries, as repl_mm::NAME.py'
+    )
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: ./work_dirs/CONFIG_NAME)')
     parser.add_argument('--data-root', help='folder of the dataset, in place of data_root in all of the config')
     parser.add_argument(
@@ -95,16 +105,23 @@ def load_config(args):
     return cfg
 
 
-def check_checkpoint(path):
-    """End in one line if a checkpoint is a local file that does not exist."""
-    with one_line_errors():
-        data_checks.check_checkpoint(path)
+def check_files(cfg, *phases):
+    """End in one line if a file is missing that the config reads, or is of no use; errors of the config come first.
 
-
-def check_data(cfg, *phases):
-    """End in one line if a dataset or a metric of the config reads a path that does not exist, or cannot work."""
+    Args:
+        cfg (Config): The config; ``load_from`` is checked as well.
+        *phases (str): Of 'train', 'val' and 'test': whose datasets and metrics are checked.
+    """
     with one_line_errors():
-        data_checks.check_data(cfg, *phases)
+        try:
+            data_checks.check_checkpoint(cfg.get('load_from'))
+            data_checks.check_data(cfg, *phases)
+        except DataError:
+            # what is wrong in the config would come out after the data has been fetched
+            model = config.build(cfg.model, cfg.get('default_scope'))
+            if 'train' in phases and cfg.get('optim_wrapper'):
+                build_optim_wrapper(model, cfg.optim_wrapper)
+            raise
 
 
 def replace_sync_bn(node):

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 
-from _common import check_checkpoint, check_data, stop
+from _common import stop
 from mmengine.config import DictAction
 
 from repl_mm import arms as language
@@ -66,6 +66,34 @@ def parse_args(argv=None):
     return args
 
 
+def check_arm(text, config, inputs):
+    """Read an arm and build its whole model, so that a word which it does not take is found before any training.
+
+    Args:
+        text (str): The arm, as the command line names it.
+        config (Config): Of a stock or RepL model.
+        inputs (ImageInput): What the backbone sees.
+
+    Returns:
+        tuple[Arm, Config]: The arm, and the config of its runs.
+
+    Raises:
+        ValueError: The arm is not possible.
+    """
+    arm = language.read_arm(text, inputs)
+    config = language.arm_config(arm, config)
+    try:
+        model = build(config.model, config.get('default_scope'))
+        if 'efficient_conv_bn_eval' in arm.switches:
+            attrgetter(*config.efficient_conv_bn_eval)(model)  # as mmengine looks for them
+    except AttributeError as error:
+        raise ValueError(f'arm {text!r}: mmengine finds no {config.efficient_conv_bn_eval} in this model') from error
+    except (TypeError, ValueError, KeyError, AssertionError) as error:  # what constructors say
+        reason = unknown_type(error) or ' '.join(str(error).split()) or repr(error)
+        raise ValueError(f'arm {text!r}: {reason}') from error
+    return arm, config
+
+
 def prepare(name, args):
     """Check the arms of one config and count their cost.
 
@@ -78,7 +106,7 @@ def prepare(name, args):
         (Path), the ``config`` and the ``cost`` of each.
 
     Raises:
-        ValueError: An arm is not possible.
+        ValueError: An arm is not possible, or a file is missing.
     """
     cfg, path, configs, folders = read_config(name), Path(name), {}, {}
     for arm in args.arms:
@@ -86,25 +114,20 @@ def prepare(name, args):
         configs[arm] = comparison.with_options(cfg, args.cfg_options, config=path.stem, arm=folders[arm].name)
         if args.data_root:
             set_data_root(configs[arm], args.data_root)
-        check_checkpoint(configs[arm].get('load_from'))
-    check_data(configs[arm], 'train', 'val')
-    batch, *shape = input_size(configs[arm])
+    try:
+        for config in configs.values():
+            check_checkpoint(config.get('load_from'))
+        check_data(config, 'train', 'val')
+    except DataError:
+        for arm, config in configs.items():  # what is wrong in the config is to be known before the data is fetched
+            check_arm(arm, config, cost.ImageInput(args.shape or (64, 64), 1))
+        raise
+    batch, *shape = input_size(config)
     inputs = cost.ImageInput(args.shape or shape, batch)
     arms = {}
     for text, config in configs.items():
-        arm = language.read_arm(text, inputs)
-        row = cost.count(arm, config, optimizer_moments(config)[0])
-        config = language.arm_config(arm, config)
-        try:  # the whole model, so that a word which it does not take is found before anything is trained
-            model = build(config.model, config.get('default_scope'))
-            if 'efficient_conv_bn_eval' in arm.switches:
-                attrgetter(*config.efficient_conv_bn_eval)(model)  # as mmengine looks for them
-        except AttributeError as error:
-            raise ValueError(
-                f'arm {text!r}: mmengine finds no {config.efficient_conv_bn_eval} in this model'
-            ) from error
-        except (TypeError, ValueError, KeyError, AssertionError) as error:  # what constructors say
-            raise ValueError(f'arm {text!r}: {" ".join(str(error).split()) or repr(error)}') from error
+        row = cost.count(language.read_arm(text, inputs), config, optimizer_moments(config)[0])
+        _, config = check_arm(text, config, inputs)
         arms[text] = dict(folder=folders[text], config=config, cost=asdict(row.cost))
     return dict(config=path.name, batch=batch, shape=list(inputs.shape), arms=arms)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mmcv
 import torch
-from _common import check_checkpoint, one_line_errors, read_config, set_data_root, stop
+from _common import one_line_errors, read_config, set_data_root, stop
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
@@ -131,9 +131,9 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel('WARNING')  # mmengine logs how every single tensor was initialized
     cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
-    check_checkpoint(args.stock)
     with one_line_errors():
         backbones = config.find_backbones(cfg.get('model'))
+        check_checkpoint(args.stock)
     if len(backbones) > 1:
         names = ', '.join('.'.join(map(str, path)) for path in backbones)
         stop(f"config '{args.config}': expected one backbone, the model has {names}")

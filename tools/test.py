@@ -2,8 +2,7 @@
 
 from _common import (
     build_runner,
-    check_checkpoint,
-    check_data,
+    check_files,
     end_process_group,
     load_config,
     make_parser,
@@ -62,14 +61,13 @@ def main():
     cfg = load_config(args)
     scope = cfg.get('default_scope')
     cfg.load_from = args.checkpoint
-    check_checkpoint(args.checkpoint)
     if args.show or args.show_dir:
         enable_visualization(cfg, args)
     if args.out and scope == 'mmseg':
         keep_label_maps(cfg, args.out)
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):
         stop(f"--out '{args.out}': expected a file name that ends with .pkl or .pickle")
-    check_data(cfg, 'test')
+    check_files(cfg, 'test')
     with one_line_errors():
         runner = build_runner(cfg)
         if args.out and scope != 'mmseg':

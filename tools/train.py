@@ -2,8 +2,7 @@
 
 from _common import (
     build_runner,
-    check_checkpoint,
-    check_data,
+    check_files,
     end_process_group,
     load_config,
     make_parser,
@@ -49,8 +48,7 @@ def main():
         cfg.resume, cfg.load_from = True, args.resume
     elif args.resume and find_latest_checkpoint(cfg.work_dir):  # else the run starts, from load_from if there is one
         cfg.resume, cfg.load_from = True, None
-    check_checkpoint(cfg.get('load_from'))
-    check_data(cfg, 'train', 'val')
+    check_files(cfg, 'train', 'val')
     with one_line_errors():
         build_runner(cfg).train()
     end_process_group()
