@@ -16,14 +16,14 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.config.utils import ConfigParsingError
-from mmengine.registry import MODELS, DefaultScope, Registry, root
+from mmengine.registry import MODELS, OPTIMIZERS, DefaultScope, Registry, root
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from .families import FAMILIES
 from .registry import MODELS as REPL_MODELS
-from .registry import PACKAGES, WEIGHTS
+from .registry import PACKAGES, WEIGHTS, class_of
 from .surgery import check_keys, repl_backbones
 
 NO_PATHS = ('type', '_scope_', 'backend_args', 'file_client_args')  # keys whose values are no paths of data
@@ -111,6 +111,18 @@ def unknown_type(error: Exception) -> str | None:
     if isinstance(error, TypeError) and re.search(r'unexpected keyword argument|required positional arg', str(error)):
         return str(error)
     return None
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Check that the optimizer of a config exists; mmengine's own constructors stumble over one that does not.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    kind = (cfg.get('optim_wrapper') or {}).get('optimizer', {}).get('type')
+    if isinstance(kind, str) and class_of(OPTIMIZERS, kind, cfg.get('default_scope')) is None:
+        near = ', '.join(difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3)) or 'SGD or AdamW'
+        raise ConfigError(f"optim_wrapper.optimizer.type='{kind}' is not known: expected one as {near}")
 
 
 # ---- backbones of a model -------------------------------------------------------------------------------------------
@@ -379,9 +391,10 @@ def config_file(name: str) -> str:
     if folder is None:
         raise ConfigError(f"config '{name}': {package} carries no configs")
     if not (folder / path).is_file():
-        below = sorted(str(file.relative_to(folder)) for file in folder.rglob('*.py') if '_base_' not in file.parts)
-        near = difflib.get_close_matches(path, below, n=3, cutoff=0) or below[:3]
-        raise ConfigError(f"config '{name}': {package} has no such config; expected one like {', '.join(near)}")
+        below = {f.name: f.relative_to(folder) for f in sorted(folder.rglob('*.py')) if '_base_' not in f.parts}
+        near = difflib.get_close_matches(Path(path).name, below, n=3) or list(below)[:1]
+        example = ' or '.join(f'{package}::{below[file]}' for file in near)
+        raise ConfigError(f"config '{name}': {package} has no such config; expected one as {example}")
     return str(folder / path)
 
 

@@ -17,7 +17,7 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-STACKS = sorted(file.stem for file in HERE.glob('*.txt'))
+STACKS = sorted(file.stem for file in HERE.glob('*.txt') if 'torch==' in file.read_text())
 PYTHONS = ((3, 10), (3, 12))
 MMCV_CORE_MINUTES = 16  # without CUDA
 

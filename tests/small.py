@@ -1,7 +1,9 @@
 """Small backbones of all families, and a small detector on a few pictures, for tests of what RepL has to survive."""
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
@@ -10,6 +12,7 @@ import repl_mm  # noqa: F401  (registers the builders)
 from repl_mm.families import find_family
 
 REPO = Path(__file__).resolve().parent.parent
+CIFAR_NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 
 TOKENS = dict(_scope_='mmseg', img_size=64, embed_dims=16, num_layers=6, num_heads=2, out_indices=(1, 5))
 SWIN = dict(type='SwinTransformer', embed_dims=8, depths=(2, 2, 4, 2), num_heads=(1, 2, 2, 4), window_size=4)
@@ -191,3 +194,21 @@ def detector_config(data_root, work_dir, **backbone) -> Config:
     cfg.visualizer.name = str(work_dir)  # visualizers of one name are one object, with one folder
     cfg.randomness = dict(seed=0)
     return cfg
+
+
+def write_pickle(path, content, protocol=2):
+    path.write_bytes(pickle.dumps(content, protocol))
+
+
+def write_cifar(folder, num=8):
+    """The python batches of CIFAR-10 with ``num`` images of noise in each."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    write_pickle(
+        folder / 'batches.meta', {b'label_names': [name.encode() for name in CIFAR_NAMES], b'num_cases_per_batch': num}
+    )
+    for name in [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']:
+        data = rng.integers(0, 256, (num, 3072), np.uint8)
+        write_pickle(
+            folder / name, {b'data': data, b'labels': rng.integers(0, 10, num).tolist(), b'batch_label': b'a batch'}
+        )

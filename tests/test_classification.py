@@ -23,7 +23,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from scipy.io import savemat
-from small import REPO, detector_config
+from small import CIFAR_NAMES as NAMES
+from small import REPO, detector_config, write_cifar, write_pickle
 from test_tools import run_well
 from torch import nn
 
@@ -48,28 +49,9 @@ from repl_mm.classification.transforms import OPERATIONS, LoadImage, RandAugment
 
 CONFIGS = REPO / 'configs' / 'classification'
 MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
-NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 
 
 # ---- files in the official forms ----------------------------------------------------------------------------------
-
-
-def write_pickle(path, content, protocol=2):
-    path.write_bytes(pickle.dumps(content, protocol))
-
-
-def write_cifar(folder, num=8):
-    """The python batches of CIFAR-10 with ``num`` images of noise in each."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    write_pickle(
-        folder / 'batches.meta', {b'label_names': [name.encode() for name in NAMES], b'num_cases_per_batch': num}
-    )
-    for name in [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']:
-        data = rng.integers(0, 256, (num, 3072), np.uint8)
-        write_pickle(
-            folder / name, {b'data': data, b'labels': rng.integers(0, 10, num).tolist(), b'batch_label': b'a batch'}
-        )
 
 
 def write_svhn(folder, num=4):

@@ -30,7 +30,8 @@ from mmengine.config import DictAction
 from repl_mm import arms as language
 from repl_mm import comparison, cost
 from repl_mm.comparison.summary import METRICS
-from repl_mm.config import build, input_size, optimizer_moments, read_config, set_data_root
+from repl_mm.config import build, input_size, optimizer_moments, read_config, set_data_root, unknown_type
+from repl_mm.data_checks import DataError, check_checkpoint, check_data
 
 TRAIN = Path(__file__).with_name('train.py')
 

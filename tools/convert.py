@@ -29,6 +29,7 @@ from repl_mm import apply_repl, config, conversion
 from repl_mm.classification import ClsDataPreprocessor, classifier_head
 from repl_mm.classification.datasets import PICTURES
 from repl_mm.classification.transforms import LoadImage
+from repl_mm.data_checks import check_checkpoint
 from repl_mm.registry import class_of
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 from repl_mm.surgery import check_keys

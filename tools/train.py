@@ -11,6 +11,7 @@ from _common import (
 )
 from mmengine.runner import find_latest_checkpoint
 
+from repl_mm.config import check_optimizer
 from repl_mm.optim import enable_amp
 
 
@@ -48,6 +49,8 @@ def main():
         cfg.resume, cfg.load_from = True, args.resume
     elif args.resume and find_latest_checkpoint(cfg.work_dir):  # else the run starts, from load_from if there is one
         cfg.resume, cfg.load_from = True, None
+    with one_line_errors():
+        check_optimizer(cfg)
     check_files(cfg, 'train', 'val')
     with one_line_errors():
         build_runner(cfg).train()
