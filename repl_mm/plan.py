@@ -65,9 +65,10 @@ class Plan:
     def __str__(self) -> str:
         total = sum(self.depths)
         lines = [
-            f'RepL plan of {self.backbone}: {len(self.slots)} of {total} blocks replaced, mode={self.mode!r}'
+            f'RepL plan of {self.backbone}: {len(self.slots)} of {total} blocks replaced',
+            f'  mode={self.mode!r}'
             + ('' if self.mode == 'remove' else f', operator={self.operator!r}, ratio={self.ratio:g}')
-            + (f', fusion={self.fusion}, detach={self.detach}' if self.mode == 'fuse' else '')
+            + (f', fusion={self.fusion}, detach={self.detach}' if self.mode == 'fuse' else ''),
         ]
         for stage, depth in enumerate(self.depths):
             replaced = {s.index for s in self.slots if s.stage == stage}
@@ -212,7 +213,7 @@ def make_plan(
         places = {(s, i) for s in chosen for i in default_slots(depths[s], every)}
         if frozen and stages is None:
             names = ', '.join(map(str, sorted(frozen)))
-            notes.append(f'stages {names} are frozen (frozen_stages) and keep all their blocks')
+            notes.append(f'frozen stages keep all their blocks: {names}')
         if not places:
             where = f'replace.stages={tuple(stages)!r}' if stages is not None else f'replace.every={every}'
             raise PlanError(

@@ -58,7 +58,7 @@ def test_stages():
 def test_frozen_stages_keep_their_blocks_and_the_plan_says_so():
     plan = make_plan('ResNet', DEPTHS[50], frozen=range(2))
     assert places(plan) == [(2, 1), (2, 3), (3, 1)]
-    assert plan.notes == ('stages 0, 1 are frozen (frozen_stages) and keep all their blocks',)
+    assert plan.notes == ('frozen stages keep all their blocks: 0, 1',)
     assert plan.notes[0] in str(plan)
     assert not make_plan('ResNet', DEPTHS[50], frozen=range(2), stages=(2,)).notes
 
@@ -121,8 +121,8 @@ def test_str():
     slots = [(2, 1), (2, 2), (3, 2)]
     text = str(make_plan('ResNet', DEPTHS[50], slots=slots, operator='conv', ratio=0.5, fusion='scalar'))
     assert text.splitlines() == [
-        "RepL plan of ResNet: 3 of 16 blocks replaced, mode='fuse', operator='conv', ratio=0.5, "
-        "fusion={'type': 'scalar'}, detach=False",
+        'RepL plan of ResNet: 3 of 16 blocks replaced',
+        "  mode='fuse', operator='conv', ratio=0.5, fusion={'type': 'scalar'}, detach=False",
         '  stage 0: o o o',
         '  stage 1: o o o o',
         '  stage 2: o R R o o o',
@@ -132,8 +132,8 @@ def test_str():
         '  2.2 between 2.0 and 2.3',
         '  3.2 between 3.1 (nothing succeeds)',
     ]
-    removed = str(make_plan('ResNet', DEPTHS[50], mode='remove')).splitlines()[0]
-    assert removed == "RepL plan of ResNet: 5 of 16 blocks replaced, mode='remove'"
+    removed = str(make_plan('ResNet', DEPTHS[50], mode='remove')).splitlines()[:2]
+    assert removed == ['RepL plan of ResNet: 5 of 16 blocks replaced', "  mode='remove'"]
 
 
 def test_equal_plans_do_not_differ():

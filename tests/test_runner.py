@@ -173,7 +173,7 @@ def test_custom_keys_reach_exactly_the_computing_layers(replace, mini_coco, tmp_
 
 @pytest.mark.parametrize('name, roles', [('basic', 'reduce spatial expand'), ('vit', 'fc1 fc2 value proj')])
 def test_longer_custom_keys_win_beside_one_for_the_backbone(name, roles):
-    """README: mmengine lets the longest key win, and 'backbone' is longer than '.repl.'."""
+    """docs/settings.md: mmengine lets the longest key win, and 'backbone' is longer than '.repl.'."""
     model = torch.nn.ModuleDict(dict(backbone=build_backbone(name, replace=dict())))
     keys = {'backbone': dict(lr_mult=0.5), **{f'.repl.{role}.': dict(lr_mult=4.0) for role in roles.split()}}
     cfg = dict(optimizer=dict(type='SGD', lr=1.0), paramwise_cfg=dict(custom_keys=keys))

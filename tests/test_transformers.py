@@ -314,7 +314,7 @@ def places(backbone):
 def test_frozen_stages_keep_their_blocks(name):
     backbone = build(TRANSFORMERS[name], type='RepLSwinTransformer', frozen_stages=2, replace=dict())
     assert places(backbone) == [(2, 1), (3, 1)]
-    assert repl_mm.plan_of(backbone).notes == ('stages 0, 1 are frozen (frozen_stages) and keep all their blocks',)
+    assert repl_mm.plan_of(backbone).notes == ('frozen stages keep all their blocks: 0, 1',)
 
 
 @pytest.mark.parametrize(

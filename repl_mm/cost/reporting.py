@@ -2,12 +2,14 @@
 
 import os
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 from ..tables import amount, markdown, mebibytes
 from .counting import Cost
 from .rows import Row, relative
 
+WIDTH = 108  # of a caption
 _COUNTS = (
     ('trainable params', 'params', amount),
     ('train FLOPs', 'flops', amount),
@@ -74,7 +76,14 @@ def table(rows: Sequence[Row], title: str = '', optimizer: str = 'SGD with momen
     synthesis = [f'{row.name} {row.synthesis_flops / row.cost.flops:.2%}' for row in measured if row.synthesis_flops]
     if synthesis:
         caption += f' Synthesis of weights in the train FLOPs: {", ".join(synthesis)}.'
-    return '\n'.join([*filter(None, [title]), markdown(header, lines), caption, *notes])
+    return '\n'.join(
+        [
+            *filter(None, [title]),
+            markdown(header, lines),
+            *textwrap.wrap(caption, WIDTH, break_on_hyphens=False),
+            *notes,
+        ]
+    )
 
 
 def time_table(results: Sequence[dict], title: str = '') -> str:
