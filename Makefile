@@ -1,6 +1,9 @@
 # make install  .venv with a tested stack and this package (10 to 15 minutes: mmcv is compiled)
 # make demo     pretrains, trains, tests and costs a RepL detector and a RepL segmentor on generated datasets
-# make test     the test suite         make lint   ruff         make clean   removes what the above wrote
+# make test     the test suite; make test-fast: a subset in less than two minutes
+# make lint     ruff                   make clean   removes what the above wrote
+#
+# STACK=onedl or STACK=torchvision behind any of them: the same with another tested stack, in an environment of its own.
 
 # The tested stack: openmmlab, onedl or torchvision (requirements/), each in an environment of its own.
 STACK ?= openmmlab
@@ -9,7 +12,7 @@ VENV ?= .venv$(if $(filter-out openmmlab,$(STACK)),-$(STACK))
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.10,$(shell \
 	$(p) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $(p))) python3)
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-fast lint clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements/$(STACK).txt requirements/install.py setup.cfg pyproject.toml
@@ -20,14 +23,20 @@ $(VENV)/.installed: requirements/$(STACK).txt requirements/install.py setup.cfg 
 demo: install
 	$(VENV)/bin/python tools/demo/demo.py $(ARGS)
 
-# one thread a process: the threads of two processes would wait for each other
+# one thread a process: the threads of two processes would wait for each other; worksteal: long tests come unevenly
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
+FAST = arms config contract families_doc fusion imports plan readme tables wrong_settings
+
 test: install
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: install
+	$(PYTEST) -m 'not slow' $(FAST:%=tests/test_%.py) $(ARGS)
 
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(VENV) work_dirs data/mini data/mini_cityscapes data/mini_imagenet build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-onedl .venv-torchvision work_dirs data/mini data/mini_cityscapes data/mini_imagenet build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

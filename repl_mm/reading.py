@@ -67,7 +67,7 @@ def read_checkpoint(file: str, map_location: Any = None) -> Any:
     allow_mmengine_checkpoints()  # again: OneDL's loader takes names away when it is done
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
+    except (UnpicklingError, RuntimeError, EOFError) as error:  # RuntimeError: a zip file that was cut off
         try:
             names = ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(file))
         except Exception:  # no zip file of torch's: then torch's own first line says what it is

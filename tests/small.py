@@ -3,7 +3,9 @@
 import pickle
 from pathlib import Path
 
+import mmdet
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
@@ -12,6 +14,8 @@ import repl_mm  # noqa: F401  (registers the builders)
 from repl_mm.families import find_family
 
 REPO = Path(__file__).resolve().parent.parent
+ONEDL = mmdet.__version__ >= '3.5'
+official_stack = pytest.mark.skipif(ONEDL, reason='of the official stack; OneDL does otherwise')
 CIFAR_NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 
 TOKENS = dict(_scope_='mmseg', img_size=64, embed_dims=16, num_layers=6, num_heads=2, out_indices=(1, 5))

@@ -11,6 +11,9 @@ import re
 import subprocess
 import sys
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -20,11 +23,22 @@ from mmdet.models import ResNet
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner, load_checkpoint
-from small import BACKBONES, REPO, SWIN, TRANSFORMERS, build, build_backbone, detector_config, images
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from small import (
+    BACKBONES,
+    REPO,
+    SWIN,
+    TRANSFORMERS,
+    build,
+    build_backbone,
+    detector_config,
+    images,
+    official_stack,
+)
 
 import repl_mm
 from repl_mm.checkpoint import FORMAT, PLAN_KEY, decode_plan, encode_plan, plan_record
+from repl_mm.reading import read_checkpoint, read_weights_only
 
 TABLE = pytest.mark.parametrize('name', BACKBONES)
 
@@ -151,8 +165,19 @@ class Hostile:
         return self.call
 
 
+@pytest.fixture
+def our_reader(monkeypatch):
+    """Read checkpoints as our tools do."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    read_weights_only()
+
+
+@pytest.mark.parametrize('reader', [pytest.param('mmengine', marks=official_stack), 'ours'])
 @pytest.mark.parametrize('way', ['resume', 'load_from', 'init_detector', 'init_cfg'])
-def test_a_hostile_checkpoint_is_refused_and_does_nothing(way, runs, mini_coco, tmp_path):
+def test_a_hostile_checkpoint_is_refused_and_does_nothing(way, reader, runs, mini_coco, tmp_path, request):
+    if reader == 'ours':
+        request.getfixturevalue('our_reader')
     checkpoint = torch.load(runs['everything'] / 'epoch_1.pth')
     mark = tmp_path / 'it_ran'
     checkpoint['meta']['extra'] = Hostile(os.system, f'touch {mark}')
@@ -170,8 +195,57 @@ def test_a_hostile_checkpoint_is_refused_and_does_nothing(way, runs, mini_coco, 
         else:
             train(cfg)
     assert not mark.exists()
+    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     torch.load(file, weights_only=False)
     assert mark.exists()  # it would have
+
+
+@pytest.mark.parametrize('content', ['weights', 'hostile', 'no zip'])
+def test_what_comes_by_http_is_read_as_weights_only(content, our_reader, tmp_path, monkeypatch):
+    """mmengine 0.10.7 reads such files with weights_only=False."""
+    mark = tmp_path / 'it_ran'
+    saved = dict(weight=torch.ones(2), extra=Hostile(os.system, f'touch {mark}') if content != 'weights' else 1)
+    torch.save(saved, tmp_path / 'net.pth', _use_new_zipfile_serialization=content != 'no zip')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f'http://127.0.0.1:{server.server_port}/net.pth'
+    try:
+        if content == 'weights':
+            assert CheckpointLoader.load_checkpoint(address)['weight'].tolist() == [1, 1]
+        else:
+            with pytest.raises(pickle.UnpicklingError, match='system'):
+                CheckpointLoader.load_checkpoint(address)
+    finally:
+        server.shutdown()
+    assert not mark.exists()
+
+
+def test_every_other_way_is_made_safe_by_torch(our_reader, tmp_path):
+    """``torchvision://`` and the like call torch.load themselves, with weights_only=False."""
+    torch.save(Hostile(os.system, f'touch {tmp_path / "it_ran"}'), tmp_path / 'net.pth')
+    with pytest.raises(pickle.UnpicklingError, match='system'):
+        torch.load(tmp_path / 'net.pth', weights_only=False)
+    assert not (tmp_path / 'it_ran').exists()
+
+
+def test_names_that_others_take_away_come_back(runs, default_allow_list):
+    """OneDL's loader allows the same names for as long as it reads, and then no longer."""
+    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray]):
+        pass
+    assert 'message_hub' in read_checkpoint(str(runs['everything'] / 'epoch_1.pth'))
+
+
+@pytest.mark.parametrize('content', ['hostile', 'cut off', 'text'])
+def test_a_refused_file_is_named_in_one_line(content, tmp_path):
+    file = tmp_path / 'net.pth'
+    torch.save(Hostile(os.system, 'true') if content == 'hostile' else dict(a=torch.ones(9)), file)
+    if content != 'hostile':
+        file.write_bytes(file.read_bytes()[:200] if content == 'cut off' else b'no weights at all')
+    with pytest.raises(pickle.UnpicklingError, match=rf"checkpoint '{file}' was not loaded: it is damaged or holds"):
+        read_checkpoint(str(file))
+    with pytest.raises(FileNotFoundError, match="checkpoint '/no/where' not found"):
+        read_checkpoint('/no/where')
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,21 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
 from mmengine.registry import MODELS
 from torch import nn
 
-from repl_mm import config
+from repl_mm import config, families
 from repl_mm.classification import CifarResNet
-from repl_mm.config import find_backbones, repl_config, set_data_root, stock_config, type_name, with_backbones
+from repl_mm.config import (
+    ConfigError,
+    find_backbones,
+    repl_config,
+    set_data_root,
+    stock_config,
+    type_name,
+    with_backbones,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 REPL, STOCK = dict(type='RepLResNet', depth=18), dict(type='ResNet', depth=18)
@@ -180,6 +189,37 @@ def test_parameters_outside_of_all_backbones(twins):
 
 
 # ---- files ----
+
+
+@pytest.mark.parametrize('kind', ['HRNet', 'RepLHRNet', 'DetectoRS'])
+def test_the_answer_to_an_unserved_name_lists_backbones_that_are_served(kind):
+    with pytest.raises(ConfigError, match=f"'{kind}'") as raised:
+        config.find_backbones(dict(backbone=dict(type=kind)))
+    names = str(raised.value).partition(', only ')[2].split(', ')
+    assert {'ResNet', 'SwinTransformer', 'VisionTransformer'} <= set(names)
+    # no hook, no refused backbone
+    for name in names:
+        assert any(name in family.BACKBONES and name not in family.REFUSED for family in families.FAMILIES), name
+
+
+def test_a_config_of_ours_is_found_by_name_and_those_of_packages_without_a_folder_are_suggested():
+    assert config.config_file('repl_mm::retinanet_r50_repl_coco.py') == str(
+        ROOT / 'configs' / 'retinanet_r50_repl_coco.py'
+    )
+    assert config.config_file('some/file.py') == 'some/file.py'
+    with pytest.raises(ConfigError, match='expected one as mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py or '):
+        config.config_file('mmseg::fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')
+    with pytest.raises(ConfigError, match='numpy carries no configs'):
+        config.config_file('numpy::a/b.py')
+
+
+def test_mmengine_knows_every_package_by_its_name_in_configs():
+    """OneDL's distributions have other names; ours is in no table."""
+    for name in ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', 'mmdet::detr/detr_r50_8xb2-150e_coco.py'):
+        'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    ):
+        assert get_config(name).model.backbone.depth == 50
 
 
 def test_errors_of_reading_are_values():

@@ -92,8 +92,7 @@ def main(args=None):
         batch = args.batch if args.time_batch is None else args.time_batch
         steps = cost.ImageInput(args.time_shape or args.shape, batch)
         for path in filter(None, (args.json, args.plot)):
-            if not os.path.isdir(os.path.dirname(path) or '.'):
-                raise ValueError(f"'{path}': no such folder")
+            os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         cfg = config.read_config(args.config)
         cfg.merge_from_dict(args.cfg_options or {})
         arms, rows, optimizer = count_arms(args, cfg)
