@@ -213,13 +213,13 @@ def test_a_config_of_ours_is_found_by_name_and_those_of_packages_without_a_folde
         config.config_file('numpy::a/b.py')
 
 
-def test_mmengine_knows_every_package_by_its_name_in_configs():
-    """OneDL's distributions have other names; ours is in no table."""
-    for name in ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', 'mmdet::detr/detr_r50_8xb2-150e_coco.py'):
-        'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
-        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-    ):
-        assert get_config(name).model.backbone.depth == 50
+@pytest.mark.parametrize(
+    'name',
+    ['mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'],
+)
+def test_mmengine_knows_every_package_by_its_name_in_configs(name):
+    """OneDL's distributions have other names."""
+    assert get_config(name).model.backbone.depth == 50
 
 
 def test_errors_of_reading_are_values():
