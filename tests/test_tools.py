@@ -215,6 +215,8 @@ def test_work_dir_comes_from_the_command_line_then_the_config_then_its_name(tmp_
     config = tmp_path / 'name.py'
     config.write_text('')
     assert work_dir() == './work_dirs/name'
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'repl_mm::retinanet_r50_repl_coco.py'])
+    assert _common.load_config(train.parse_args()).work_dir == './work_dirs/retinanet_r50_repl_coco'
     config.write_text("work_dir = 'mine'")
     assert work_dir() == 'mine'
     assert work_dir('--cfg-options', 'work_dir=option') == 'option'

@@ -101,7 +101,7 @@ def load_config(args):
         set_data_root(cfg, args.data_root)
     cfg.launcher = args.launcher
     # the command line goes before the config, the config before its name
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(args.config).stem}'
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(config.config_file(args.config)).stem}'
     return cfg
 
 

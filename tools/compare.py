@@ -30,7 +30,7 @@ from mmengine.config import DictAction
 from repl_mm import arms as language
 from repl_mm import comparison, cost
 from repl_mm.comparison.summary import METRICS
-from repl_mm.config import build, input_size, optimizer_moments, read_config, set_data_root, unknown_type
+from repl_mm.config import build, config_file, input_size, optimizer_moments, read_config, set_data_root, unknown_type
 from repl_mm.data_checks import DataError, check_checkpoint, check_data
 
 TRAIN = Path(__file__).with_name('train.py')
@@ -59,7 +59,7 @@ def parse_args(argv=None):
             language.read_arm(arm)
     except ValueError as error:
         parser.error(f'--arms: {error}')
-    stems = [Path(config).stem for config in args.configs]
+    stems = [Path(config.rpartition('::')[2]).stem for config in args.configs]
     for what, folders in (('config', stems), ('--arms', [comparison.folder_name(arm) for arm in args.arms])):
         twice = next((folder for folder in folders if folders.count(folder) > 1), None)
         if twice:
@@ -109,7 +109,7 @@ def prepare(name, args):
     Raises:
         ValueError: An arm is not possible, or a file is missing.
     """
-    cfg, path, configs, folders = read_config(name), Path(name), {}, {}
+    cfg, path, configs, folders = read_config(name), Path(config_file(name)), {}, {}
     for arm in args.arms:
         folders[arm] = args.out / path.stem / comparison.folder_name(arm)
         configs[arm] = comparison.with_options(cfg, args.cfg_options, config=path.stem, arm=folders[arm].name)
