@@ -50,11 +50,11 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals([np.ndarray, np.dtype, *numbers, *functions, *methods])
 
 
-def read_checkpoint(file: str, map_location: Any = None) -> Any:
+def read_checkpoint(file: str | os.PathLike, map_location: Any = None) -> Any:
     """Read a checkpoint of torch or mmengine as weights only.
 
     Args:
-        file (str): A local file.
+        file (str | os.PathLike): A local file.
         map_location (Any): As of ``torch.load``. Defaults to None.
 
     Raises:

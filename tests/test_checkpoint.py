@@ -178,7 +178,7 @@ def our_reader(monkeypatch):
 def test_a_hostile_checkpoint_is_refused_and_does_nothing(way, reader, runs, mini_coco, tmp_path, request):
     if reader == 'ours':
         request.getfixturevalue('our_reader')
-    checkpoint = torch.load(runs['everything'] / 'epoch_1.pth')
+    checkpoint = read_checkpoint(runs['everything'] / 'epoch_1.pth')
     mark = tmp_path / 'it_ran'
     checkpoint['meta']['extra'] = Hostile(os.system, f'touch {mark}')
     file = str(tmp_path / 'hostile.pth')
@@ -280,7 +280,7 @@ def test_loading_works_where_only_the_config_names_repl_mm(runs):
         text=True,
         timeout=300,
     )
-    classes = torch.load(folder / 'epoch_1.pth')['meta']['dataset_meta']['classes']
+    classes = read_checkpoint(folder / 'epoch_1.pth')['meta']['dataset_meta']['classes']
     assert f'classes {len(classes)} slots 3' in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
 
 
@@ -342,7 +342,7 @@ def test_another_plan_is_refused_by_the_runner(resume, hook, runs, mini_coco, tm
     runner = Runner.from_cfg(cfg)
     with pytest.raises(repl_mm.PlanError, match=message):
         runner.train()
-    saved = torch.load(file)['state_dict']
+    saved = read_checkpoint(file)['state_dict']
     for name, parameter in runner.model.named_parameters():
         if name in saved and parameter.dim() == 4:  # what starts with random numbers
             assert (parameter != saved[name]).all(), name

@@ -46,6 +46,7 @@ from repl_mm.classification import (
     ImageNet,
 )
 from repl_mm.classification.transforms import OPERATIONS, LoadImage, RandAugment, RandomResizedCrop
+from repl_mm.reading import read_checkpoint
 
 CONFIGS = REPO / 'configs' / 'classification'
 MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
@@ -691,7 +692,7 @@ def test_a_run_trains_evaluates_and_resumes(cifar, tmp_path):
     assert runner.model.backbone.layer3[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     tops = [runner.message_hub.get_scalar(f'val/accuracy/top{k}').current() for k in (1, 5)]
     assert 0 <= tops[0] <= tops[1] <= 100 and {top / 12.5 % 1 for top in tops} == {0}  # of 8 images
-    saved = torch.load(tmp_path / 'epoch_1.pth')
+    saved = read_checkpoint(tmp_path / 'epoch_1.pth')
     assert {'repl_plan', 'dataset_meta'} <= set(saved['meta']) and 'ema_state_dict' in saved
     assert saved['meta']['dataset_meta']['classes'] == tuple(NAMES)
 
@@ -999,7 +1000,7 @@ WAYS = ['resnet to retinanet', *SEGMENTORS]
 def test_a_pretraining_run_feeds_a_dense_config(way, pretrained, mini_coco, tmp_path):
     """A ViT of 32x32 pixels goes on with pictures of 64x64: its positions are interpolated."""
     runner = train_config(dense_config(way, pretrained, mini_coco, tmp_path))
-    saved = torch.load(pretrained[source(way)])['state_dict']
+    saved = read_checkpoint(pretrained[source(way)])['state_dict']
     own = {key: value for key, value in Begin.state.items() if key.startswith('backbone.')}
     assert len(repl_mm.plan_of(runner.model.backbone).slots) == (2 if 'vit' in way else 3)
     assert any('.repl.' in key for key in own)
@@ -1027,7 +1028,7 @@ def test_a_stock_backbone_is_fed_alike(cifar, tmp_path):
     cfg = segmentor_config(tmp_path / 'dense', backbone, SEGMENTORS['vit to fcn'][2])
     cfg.custom_hooks.append(dict(type='Begin'))
     train_config(cfg)
-    saved = torch.load(file)['state_dict']
+    saved = read_checkpoint(file)['state_dict']
     for key, value in Begin.state.items():
         if key.startswith('backbone.'):
             torch.testing.assert_close(value, saved[key], rtol=0, atol=0)

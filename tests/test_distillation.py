@@ -13,6 +13,7 @@ from test_classification import CONFIGS, resnet, train_config, write_cifar
 from test_tools import run, run_well
 
 import repl_mm
+from repl_mm.reading import read_checkpoint
 
 TEACHER = dict(
     type='ImageClassifier',
@@ -145,5 +146,5 @@ def test_the_chain_from_stock_weights_to_an_epoch_of_distillation(tmp_path):
 
     log = run_well('train.py', config, *options, 'model.teacher_ckpt=stock.pth', cwd=tmp_path)
     assert 'RepL: weights of the same plan' in log and 'accuracy/top1' in log
-    saved = torch.load(next((tmp_path / 'work_dirs').glob('*/epoch_1.pth')))['state_dict']
+    saved = read_checkpoint(next((tmp_path / 'work_dirs').glob('*/epoch_1.pth')))['state_dict']
     assert any('.repl.' in key for key in saved) and not any('teacher' in key for key in saved)

@@ -21,6 +21,7 @@ from repl_mm.calibration import calibrate, uncalibrated
 from repl_mm.checkpoint import plan_record
 from repl_mm.cost import no_random_change
 from repl_mm.hook import RepLHook, coefficient_summary
+from repl_mm.reading import read_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -323,7 +324,7 @@ def test_teacher_and_student(replace, teacher_and_student):
         assert f'{name}, one training step of 2 images of 64x64:\n| Cost of the backbone' in log
         assert (f'{name}: statistics of' in log) == bool(replace)
     assert log.count(REPORTED) == 2 and 'no costs' not in log
-    checkpoint = torch.load(Path(runner.work_dir) / 'iter_2.pth')
+    checkpoint = read_checkpoint(Path(runner.work_dir) / 'iter_2.pth')
     assert checkpoint['meta']['repl_plan'].keys() == {'student.backbone', 'teacher.backbone'}
 
 

@@ -19,6 +19,7 @@ from small import REPO, STILL, SWIN, build_backbone, detector_config, images, lo
 import repl_mm
 from repl_mm.checkpoint import PLAN_KEY, encode_plan
 from repl_mm.optim import enable_amp
+from repl_mm.reading import read_checkpoint
 
 EMA = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=1, update_buffers=True)
 
@@ -81,7 +82,7 @@ def test_frozen_stages_and_norm_eval_keep_what_they_promise(trained):
 
 
 def test_the_average_keeps_the_plan_and_is_what_validation_folds(trained, mini_coco, tmp_path):
-    checkpoint = torch.load(Path(trained.work_dir) / 'epoch_2.pth')
+    checkpoint = read_checkpoint(Path(trained.work_dir) / 'epoch_2.pth')
     plan = encode_plan(repl_mm.plan_of(trained.model.backbone))
     for key, state in ((f'module.backbone.{PLAN_KEY}', 'ema_state_dict'), (f'backbone.{PLAN_KEY}', 'state_dict')):
         assert checkpoint[state][key].dtype == torch.float32
@@ -262,7 +263,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(how, mini_coco, tmp_pat
     runner.train()
     assert runner.iter == 6
 
-    whole, resumed = (torch.load(tmp_path / name / last) for name in ('whole', 'killed'))
+    whole, resumed = (read_checkpoint(tmp_path / name / last) for name in ('whole', 'killed'))
     for part in ('state_dict', 'ema_state_dict', 'optimizer'):
         torch.testing.assert_close(resumed[part], whole[part], rtol=1e-5, atol=1e-7)
     assert resumed['param_schedulers'] == whole['param_schedulers']
