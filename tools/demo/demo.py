@@ -98,7 +98,8 @@ def learn(name, work_dir, steps, seed=0, backbone=None):
     values = json.loads(metrics.read_text())
     metric, minimum = settings['metric'], settings['minimum']
     value = values.get(metric, 0)  # not there if a detector finds nothing
-    show(', '.join(f'{key} {values[key]:.3f}' for key in values if not key.endswith('time')), last=True)
+    shown = (key for key in values if not key.endswith('time') and values[key] >= 0)  # -1: no such objects
+    show(', '.join(f'{key.split("/")[-1]} {values[key]:.3f}' for key in shown), last=True)
     if not value >= minimum:
         stop(f'{metric} {value:.3f} is below {minimum}: {name} has not learned; see {work_dir}')
     return checkpoint, value

@@ -29,7 +29,7 @@ def draw_boxes(axes, image, boxes, labels, classes, scores=None):
         text = classes[int(label)] + (f' {scores[i]:.2f}' if scores is not None else '')
         axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color='black', linewidth=1.2)
         style = dict(facecolor='black', edgecolor='none', pad=1.2, alpha=0.8)
-        axes.text(x1, y1, text, color='white', fontsize=7, va='bottom', bbox=style)
+        axes.text(x1, y1, text, color='white', fontsize=7.5, va='bottom', bbox=style)
 
 
 def draw_detections(config, checkpoint, path, columns=6, score_thr=0.5):
@@ -49,7 +49,7 @@ def draw_detections(config, checkpoint, path, columns=6, score_thr=0.5):
     model = init_detector(config, checkpoint, device=DEVICE)
     dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
     classes, columns = dataset.metainfo['classes'], min(columns, len(dataset))
-    figure = Figure(figsize=(2 * columns, 4.7), layout='constrained')
+    figure = Figure(figsize=(2 * columns, 4.9), layout='constrained')
     panels = figure.subplots(2, columns, squeeze=False)
     for i in range(columns):
         info = dataset.get_data_info(i)
@@ -98,9 +98,10 @@ def draw_segmentations(config, checkpoint, path, columns=8):
 def finish(figure, panels, titles, path):
     """Write a title above each row, and the picture to its file."""
     for axes, title in zip(panels[:, 0], titles, strict=True):
-        axes.set_title(title, loc='left', fontsize=12, pad=12)
+        axes.set_title(title, loc='left', fontsize=13, pad=14)
     for axes in panels.flat:
         axes.set_axis_off()
+    figure.get_layout_engine().set(h_pad=0.12)
     figure.savefig(path, dpi=100)
 
 

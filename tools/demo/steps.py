@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent.parent
-EVERY = 30  # seconds between two lines of progress where no terminal shows them
+EVERY = 60  # seconds between two lines of progress where no terminal shows them
 # a line of mmengine's log, as ``Epoch(train)  [2][ 40/125]  lr: 1.0e-03  eta: 0:02:10  time: 0.4  loss: 0.51``
 _PROGRESS = re.compile(
     r'(?:Epoch|Iter)\((\w+)\)\s*(?:\[(\d+)\])?\[\s*(\d+)/(\d+)\](?:.*?eta: (\S+))?(?:.*?loss: (\S+))?'
