@@ -74,18 +74,18 @@ def learn(name, work_dir, steps, seed=0, backbone=None):
 
     settings = NETWORKS[name]
     cfg, config = Config.fromfile(settings['config']), work_dir / 'config.py'
-    steps(f'{name}: draw pictures of simple shapes (seconds)')
-    written = mini_dataset.write(out_dir=cfg.data_root, **settings['dataset'])
-    show(f'{"written" if written else "is there"}: {cfg.data_root}', last=True)
-
-    steps(f'{name}: train {settings["config"].stem} ({settings["minutes"]} on two idle cores)')
     cfg.randomness = dict(seed=seed)
     if backbone:
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(backbone), prefix='backbone.')
+    steps(f'{name}: draw pictures of simple shapes (seconds)')
     try:
         write_config(cfg, config)
-    except ValueError as error:
+        written = mini_dataset.write(out_dir=cfg.data_root, **settings['dataset'])
+    except (FileExistsError, ValueError) as error:
         stop(error)
+    show(f'{"written" if written else "is there"}: {cfg.data_root}', last=True)
+
+    steps(f'{name}: train {settings["config"].stem} ({settings["minutes"]} on two idle cores)')
     epochs = cfg.train_cfg.get('max_epochs')
     last = f'epoch_{epochs}.pth' if epochs else f'iter_{cfg.train_cfg.max_iters}.pth'
     folder, log = work_dir / 'train', work_dir / 'train.log'

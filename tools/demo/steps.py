@@ -17,6 +17,8 @@ _PROGRESS = re.compile(
 
 def stop(message):
     """End the program with a message and exit code 1."""
+    if sys.stdout.isatty():
+        print()  # behind a line of progress
     sys.exit(f'demo: {message}')
 
 
@@ -50,7 +52,7 @@ class Steps:
     """
 
     def __init__(self, total):
-        self.total, self.done, self.start = total, 0, time.time()
+        self.total, self.done = total, 0
 
     def __call__(self, text):
         self.done += 1
@@ -97,10 +99,11 @@ def newest(folder, pattern):
 
 def show(text, last=False):
     """Put a line in the place of the last one on a terminal; elsewhere just print it."""
+    text = f'      {text}'
     if sys.stdout.isatty():
-        print(f'\r\x1b[K      {text}', end='\n' if last else '', flush=True)
-    elif text:
-        print(f'      {text}', flush=True)
+        print(f'\r\x1b[K{text}', end='\n' if last else '', flush=True)
+    else:
+        print(text, flush=True)
 
 
 def follow(command, log):
