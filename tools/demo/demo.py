@@ -33,14 +33,14 @@ NETWORKS = dict(
     pretraining=dict(
         config=CONFIGS / 'classification' / 'resnetv1c34_repl_mini.py',
         dataset=dict(layout='imagenet', size=(64, 64), num_train=2000),
-        minutes='2 to 4 minutes',
+        minutes='1 to 2 minutes',
         metric='accuracy/top1',
         minimum=85,
     ),
     segmentation=dict(
         config=CONFIGS / 'deeplabv3plus_r34-d8_repl_mini.py',
         dataset=dict(layout='cityscapes', size=(64, 64)),
-        minutes='4 to 8 minutes',
+        minutes='3 to 5 minutes',
         metric='mIoU',
         minimum=75,
     ),
