@@ -117,10 +117,12 @@ def follow(command, log):
         int: The exit code.
     """
     shown = time.time()
+    # threads that wait for each other asleep, not at work: else a third busy process slows a training down many times
+    environment = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ}
     with (
         log.open('a') as file,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', env=environment
         ) as process,
     ):
         if sys.stdout.isatty():
