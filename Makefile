@@ -1,5 +1,6 @@
 # make install  .venv with a tested stack and this package (10 to 15 minutes: mmcv is compiled)
-# make demo     pretrains, trains, tests and costs a RepL detector and a RepL segmentor on generated datasets
+# make demo     trains a RepL detector on generated pictures and shows what it finds, in minutes on two CPU cores;
+#               make demo ARGS=all pretrains, trains and evaluates a RepL segmentor as well
 # make test     the test suite; make test-fast: a subset in less than two minutes
 # make lint     ruff                   make clean   removes what the above wrote
 #

@@ -2,7 +2,7 @@
 
 From scratch; tools/demo/demo.py starts its backbone from that of classification/resnetv1c34_repl_mini.py.
 
-python tools/demo/mini_dataset.py --layout cityscapes --size 64 64 --num-train 2000
+python tools/demo/mini_dataset.py --layout cityscapes --size 64 64 --out data/mini_cityscapes
 """
 
 _base_ = 'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
@@ -27,8 +27,9 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-train_dataloader = dict(batch_size=32, num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
-val_dataloader = dict(batch_size=32, num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+loader = dict(batch_size=32, num_workers=0, persistent_workers=False)
+train_dataloader = dict(**loader, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(**loader, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 # mIoU by mmseg, and the official evaluation by cityscapesscripts, for which the results are kept as pictures
 test_evaluator = [
@@ -36,8 +37,8 @@ test_evaluator = [
     dict(type='CityscapesMetric', output_dir='work_dirs/mini_cityscapes_results', keep_results=True),
 ]
 
-max_iters = 1200
-train_cfg = dict(max_iters=max_iters, val_interval=300)
+max_iters = 600
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
@@ -46,7 +47,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=120),
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=300, max_keep_ckpts=1))

@@ -7,9 +7,9 @@ tools/dataset_converters/voc_to_coco.py makes data/bccd from the published datas
 _base_ = './retinanet_r50_repl_mini.py'
 
 model = dict(
-    backbone=dict(depth=34),
+    backbone=dict(depth=34, base_channels=32),
     neck=dict(in_channels=[32, 64, 128, 256]),
-    bbox_head=dict(num_classes=3, anchor_generator=dict(octave_base_scale=2)),
+    bbox_head=dict(num_classes=3, anchor_generator=dict(octave_base_scale=2, ratios=[0.5, 1.0, 2.0])),
 )
 custom_hooks = [dict(type='RepLHook')]
 
@@ -31,11 +31,13 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     num_workers=1,
+    persistent_workers=True,
     dataset=dict(data_root=data_root, data_prefix=data_prefix, metainfo=metainfo, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
+    persistent_workers=True,
     dataset=dict(data_root=data_root, data_prefix=data_prefix, metainfo=metainfo, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
@@ -44,6 +46,7 @@ test_evaluator = val_evaluator
 
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', T_max=max_epochs, by_epoch=True, convert_to_iter_based=True),

@@ -1,6 +1,6 @@
-"""RetinaNet-R50-RepL on the generated mini dataset, in minutes on two CPU cores.
+"""RetinaNet-R50-RepL from scratch on the generated mini dataset, in minutes on two CPU cores.
 
-From scratch; tools/demo/demo.py starts its backbone from that of classification/resnet50_repl_mini.py.
+python tools/demo/mini_dataset.py --out data/mini
 """
 
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -10,27 +10,27 @@ model = dict(
     backbone=dict(
         type='RepLResNet',
         replace=dict(),
-        base_channels=32,
+        base_channels=16,
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None,
     ),
-    # half the width of a ResNet-50; small pictures have no use for levels beyond stride 32, nor for wide heads
-    neck=dict(in_channels=[128, 256, 512, 1024], out_channels=64, num_outs=3, add_extra_convs=False),
+    # a quarter of the width of a ResNet-50; small pictures have no use for levels beyond stride 32, nor for wide heads
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, num_outs=3, add_extra_convs=False),
     bbox_head=dict(
         num_classes=4,
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=dict(type='GN', num_groups=8),
-        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),
+        # objects of 20 to 60 pixels, about as high as wide
+        anchor_generator=dict(octave_base_scale=3, ratios=[1.0], strides=[8, 16, 32]),
     ),
 )
-
-custom_hooks = [dict(type='RepLHook', shape=(96, 96))]
+custom_hooks = [dict(type='RepLHook', shape=(128, 128))]
 
 data_root = 'data/mini/'
-metainfo = dict(classes=('square', 'triangle', 'star', 'ring'))
+metainfo = dict(classes=('circle', 'square', 'triangle', 'star'))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -39,13 +39,14 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
     batch_size=8,
-    num_workers=1,
+    num_workers=0,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         ann_file='annotations/instances_train.json',
@@ -56,7 +57,8 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=16,
-    num_workers=1,
+    num_workers=0,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         ann_file='annotations/instances_val.json',
@@ -70,9 +72,9 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
 max_epochs = 9
-train_cfg = dict(max_epochs=max_epochs, val_interval=2)
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05),
+    optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0, bias_decay_mult=0),
     clip_grad=dict(max_norm=10),
 )

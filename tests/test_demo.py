@@ -1,22 +1,17 @@
-"""The demo's parts; the slow test trains tiny networks through the real tools."""
+"""The demo: its quiet steps, and its chain with tiny networks through the real tools."""
 
-import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import _common
 import cv2
 import demo
 import mini_dataset
 import numpy as np
-import pictures
 import pytest
-import shapes
 import steps
 import torch
 from mmengine.config import Config
@@ -28,47 +23,203 @@ from repl_mm.registry import MODELS
 ROOT = Path(__file__).parents[1]
 
 
-# ---- the demo ----
+# ---- configs ----
 
 
-def test_mini_config_and_dataset_name_the_same_classes():
-    cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_r50_repl_mini.py')
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        assert tuple(loader.dataset.metainfo.classes) == shapes.CLASSES
-    assert cfg.model.bbox_head.num_classes == len(shapes.CLASSES)
+def test_the_configs_name_the_classes_and_the_dataset_that_the_demo_draws():
+    configs = {name: Config.fromfile(network['config']) for name, network in demo.NETWORKS.items()}
+    assert len({cfg.data_root for cfg in configs.values()}) == len(configs)
+    for loader in ('train_dataloader', 'val_dataloader'):
+        assert tuple(configs['detection'][loader].dataset.metainfo.classes) == mini_dataset.CLASSES
+    assert configs['detection'].model.bbox_head.num_classes == len(mini_dataset.CLASSES)
+    assert all(network[0].is_file() for network in demo.COSTS.values())
 
 
-def test_the_parts_of_the_demo_find_their_configs_and_do_not_share_a_folder():
-    assert all(part.costs[0].is_file() for part in demo.PARTS.values())
-    assert len({Config.fromfile(part.config).data_root for part in demo.PARTS.values()}) == len(demo.PARTS)
+@pytest.mark.parametrize('name', demo.NETWORKS)
+def test_the_config_says_how_its_dataset_is_made(name, monkeypatch):
+    text = demo.NETWORKS[name]['config'].read_text()
+    (command,) = (line for line in text.splitlines() if line.startswith('python tools/demo/mini_dataset.py '))
+    made = []
+    monkeypatch.setattr(mini_dataset, 'write', lambda *args: made.append(args))
+    mini_dataset.main(command.split()[2:])
+    layout, out, num_train, num_val, size, seed = made[0]
+    wanted = dict(num_train=1000, num_val=100, size=(128, 128)) | demo.NETWORKS[name]['dataset']
+    assert wanted == dict(layout=layout, num_train=num_train, num_val=num_val, size=tuple(size))
+    assert f'{out}/' == Config.fromfile(demo.NETWORKS[name]['config']).data_root and seed == 0
 
 
-@pytest.mark.parametrize('part', [demo.PARTS['segmentation'], demo.PARTS['detection'].pretraining])
-def test_the_config_says_how_its_dataset_is_made(part):
-    assert f'\npython tools/demo/mini_dataset.py {" ".join(map(str, part.dataset))}\n' in part.config.read_text()
+# a classifier and the dense network that starts from it
+STARTS = {
+    'mmdet': ('classification/resnet50_repl_imagenet.py', 'retinanet_r50_repl_coco.py'),
+    'mmseg': ('classification/resnetv1c34_repl_mini.py', 'deeplabv3plus_r34-d8_repl_mini.py'),
+}
 
 
-def test_an_output_older_than_its_source_is_made_again(tmp_path):
-    source, output = tmp_path / 'source', tmp_path / 'output'
-    source.touch()
-    assert not steps.is_done(output, source)
-    output.touch()
-    assert steps.is_done(output, source)
-    later = output.stat().st_mtime + 10
-    os.utime(source, (later, later))
-    assert not steps.is_done(output, source)
+@pytest.mark.parametrize('scope', STARTS)
+def test_all_tensors_of_the_dense_backbone_come_from_the_pretraining(scope, tmp_path):
+    pytest.importorskip(scope)
+    first, second = (Config.fromfile(ROOT / 'configs' / file).model for file in STARTS[scope])
+    with DefaultScope.overwrite_default_scope('repl_mm'):
+        classifier = MODELS.build(first)
+    torch.save(dict(state_dict=classifier.state_dict()), tmp_path / 'pretrained.pth')
+    settings = second.backbone
+    settings.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'pretrained.pth'), prefix='backbone.')
+    with DefaultScope.overwrite_default_scope(scope):
+        backbone = MODELS.build(settings)
+    backbone.init_weights()
+    wanted = classifier.backbone.state_dict()
+    assert plan_of(backbone) is not None and set(backbone.state_dict()) == set(wanted)
+    for key, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, wanted[key], rtol=0, atol=0)
 
 
-def test_a_failing_tool_ends_the_demo_in_one_line(capfd):
-    with pytest.raises(SystemExit) as error:
-        steps.run_tool('demo/mini_dataset.py', '--num-train', 0)
-    assert 'tools/demo/mini_dataset.py failed with exit code 2' in str(error.value)
-    assert 'num_train=0' in capfd.readouterr().err
+# ---- steps ----
+
+LOG = '11/26 08:24:36 - mmengine - INFO - '
+
+
+@pytest.mark.parametrize(
+    ('line', 'shown'),
+    [
+        (
+            'Epoch(train)  [5][ 40/125]  base_lr: 4e-04 lr: 4e-04  eta: 0:01:32  time: 0.5  loss: 0.204  loss_cls: 0',
+            'train: epoch 5, 40 of 125, loss 0.204, 0:01:32 left',
+        ),
+        ('Iter(train) [ 50/600]  eta: 0:09:10  time: 1.0  loss: 1.5', 'train: 50 of 600, loss 1.5, 0:09:10 left'),
+        ('Epoch(test) [10/13]    eta: 0:00:01  time: 0.3', 'test: 10 of 13, 0:00:01 left'),
+        ('Checkpoints will be saved', ''),
+    ],
+)
+def test_progress_is_read_from_the_log(line, shown):
+    assert steps.progress(LOG + line) == shown
+
+
+def tool(folder, text):
+    """A script of this text among the demo's tools, and the arguments of ``Steps.run`` for it."""
+    (folder / 'tool.py').write_text(text)
+    return folder / 'logs' / 'tool.log', folder, 'out*', 'tool.py'
+
+
+def test_a_step_is_quiet_and_is_skipped_until_its_checkpoint_is_newer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(steps, 'TOOLS', tmp_path)
+    monkeypatch.setattr(steps, 'EVERY', 0)
+    run, checkpoint = steps.Steps(2), tmp_path / 'a.pth'
+    checkpoint.touch()
+    text = f'import sys\nprint("{LOG}Iter(train) [1/2]")\nprint("noise", *sys.argv[1:])\nopen("out", "w")'
+    arguments = tool(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    run('first')
+    assert run.run(*arguments, checkpoint, 'word') == tmp_path / 'out'
+    assert (tmp_path / 'logs' / 'tool.log').read_text() == f'{LOG}Iter(train) [1/2]\nnoise {checkpoint} word\n'
+    header, shown, done = capsys.readouterr().out.splitlines()
+    assert (header, shown.strip()) == ('[1/2] first', 'train: 1 of 2') and done.endswith('log: logs/tool.log')
+    for change, words in ((0, 'is there'), (10, 'done in'), (-10, 'is there')):
+        when = (tmp_path / 'out').stat().st_mtime + change
+        os.utime(checkpoint, (when, when))
+        run.run(*arguments, checkpoint)
+        assert words in capsys.readouterr().out
+        os.utime(checkpoint, (0, 0))
+
+
+@pytest.mark.parametrize('text', ['print("why")\nraise SystemExit(3)', 'print("why")'])
+def test_a_failing_step_shows_the_end_of_its_log(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, 'TOOLS', tmp_path)
+    with pytest.raises(SystemExit, match=r'(?s)tool.py failed with exit code [03]; the end of .*tool.log:\nwhy$'):
+        steps.Steps(1).run(*tool(tmp_path, text))
+
+
+# ---- the chain ----
+
+# one step on eight pictures, with an eighth of the width
+TINY = {
+    'detection': {
+        'model.neck.in_channels': [32, 64, 128, 256],
+        'model.test_cfg.score_thr': 0.0,  # untrained networks are never sure
+        'train_cfg.max_epochs': 1,
+    },
+    'pretraining': {'model.in_channels': 64, 'model.backbone.stem_channels': 8, 'train_cfg.max_epochs': 1},
+    'segmentation': {
+        'model.backbone.stem_channels': 8,
+        'model.decode_head.in_channels': 64,
+        'model.decode_head.c1_in_channels': 8,
+        'train_cfg.max_iters': 1,
+        'optim_wrapper.optimizer.lr': 0.0,
+    },
+}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The demo with tiny networks and few pictures, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name, options in TINY.items():
+        cfg = Config.fromfile(demo.NETWORKS[name]['config'])
+        options = options | {'model.backbone.base_channels': 8, 'train_dataloader.batch_size': 8}
+        cfg.merge_from_dict(options | {'train_cfg.val_interval': 1, 'default_hooks.logger.interval': 1})
+        cfg.dump(tmp_path / f'{name}.py')
+        network = demo.NETWORKS[name] | dict(config=tmp_path / f'{name}.py', minimum=0)
+        network['dataset'] = network['dataset'] | dict(num_train=8, num_val=4, size=(64, 64))
+        monkeypatch.setitem(demo.NETWORKS, name, network)
+    return Path('work_dirs/demo')
 
 
 @pytest.mark.slow
-def test_comparison_and_pictures_with_the_real_tools(tmp_path):
-    """Two arms of a tiny network through train.py, then the demo's evaluation and pictures from its checkpoint."""
+def test_the_demo_trains_tests_draws_and_counts_and_a_second_call_starts_nothing(tiny, monkeypatch, capfd):
+    pytest.importorskip('mmdet')
+    monkeypatch.setitem(demo.COSTS, 'detection', (*demo.COSTS['detection'][:1], 64, 64))
+    demo.main([])
+    out = capfd.readouterr()
+    assert not out.err and len(out.out.splitlines()) < 30
+    headers = [line for line in out.out.splitlines() if line.startswith('[')]
+    assert [line[:5] for line in headers] == [f'[{i}/5]' for i in range(1, 6)]
+    assert all(f'| {arm}' in out.out for arm in ('e2e', 'fuse', 'remove'))
+    picture = out.out.splitlines()[-1].strip()
+    assert picture == f'{tiny}/detection/predictions.jpg' and cv2.imread(picture).std() > 5
+    log = (tiny / 'detection' / 'train.log').read_text()
+    assert '5 of 16 blocks replaced' in log and 'seed: 0' in log.replace('Set random ', '')
+
+    monkeypatch.setattr(subprocess, 'Popen', None)
+    demo.main([])
+    assert capfd.readouterr().out.count('is there') == 5
+    demo.NETWORKS['detection']['minimum'] = 1.01
+    with pytest.raises(SystemExit, match='coco/bbox_mAP_50 .* is below 1.01: detection has not learned'):
+        demo.main([])
+    with pytest.raises(SystemExit, match='holds a run with other settings'):
+        demo.main(['--seed', '1'])
+
+
+@pytest.mark.slow
+def test_the_segmentor_starts_from_its_pretraining_and_is_evaluated_officially(tiny, capfd):
+    pytest.importorskip('mmseg')
+    if not hasattr(np, 'in1d'):
+        pytest.skip('cityscapesscripts 2.3.0 calls numpy.in1d, gone in numpy 2.4')
+    run = steps.Steps(6)
+    start, _ = demo.learn('pretraining', tiny / 'pretraining', run)
+    checkpoint, value = demo.learn('segmentation', tiny / 'segmentation', run, backbone=start)
+    assert run.done == run.total and 0 <= value <= 100
+    # its learning rate is zero: the segmentor ends with the parameters that the classifier ended with
+    before, after = (
+        {
+            key: value
+            for key, value in torch.load(path, weights_only=True)['state_dict'].items()
+            if key.startswith('backbone.') and not key.endswith(('running_mean', 'running_var', 'num_batches_tracked'))
+        }
+        for path in (start, checkpoint)
+    )
+    assert set(before) == set(after)
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, rtol=0, atol=0)
+    log = (tiny / 'segmentation' / 'test.log').read_text()
+    assert 'averageScoreCategories' in log and 'Score Average' in log
+    names = [f'minival_{i:06d}_000000_leftImg8bit.png' for i in range(4)]
+    assert sorted(path.name for path in (tiny / 'segmentation' / 'test' / 'results').iterdir()) == names
+
+
+# ---- tools/compare.py on the same pictures ----
+
+
+@pytest.mark.slow
+def test_two_arms_are_compared_by_the_real_tools(tmp_path):
     pytest.importorskip('mmdet')
     data, out = tmp_path / 'mini', tmp_path / 'out'
     mini_dataset.write_coco(data, num_train=4, num_val=2, size=(64, 64))
@@ -78,10 +229,6 @@ def test_comparison_and_pictures_with_the_real_tools(tmp_path):
         'model.neck.in_channels=8,16,32,64',
         'model.test_cfg.score_thr=0.0',  # untrained networks are never sure, and no boxes are no metrics
         'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False',
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=1',
         'default_hooks.logger.interval=1',
@@ -102,126 +249,3 @@ def test_comparison_and_pictures_with_the_real_tools(tmp_path):
     start = time.time()
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert again.returncode == 0 and 'running' not in again.stdout and time.time() - start < 60
-
-    arm = out / 'retinanet_r50_repl_mini' / 'fuse'
-    config, work_dir = arm / 'config.py', arm / 'seed_0'
-    metrics = steps.evaluate(config, work_dir / 'epoch_1.pth', work_dir / 'test')
-    trained = result['arms']['fuse']['runs']['0']['metrics']
-    assert metrics['coco/bbox_mAP_50'] == pytest.approx(trained['coco/bbox_mAP_50'], abs=1e-3)
-    part = demo.PARTS['detection']
-    part.draw(config, work_dir / 'epoch_1.pth', work_dir / 'predictions.png', columns=2, rows=1)
-    pictures.draw_curves(work_dir, work_dir / 'curves.png', part.losses, part.metrics)
-    for name in ('predictions.png', 'curves.png'):
-        assert cv2.imread(str(work_dir / name)).std() > 5
-
-
-# ---- the chain: pretrain, then detect or segment ----
-
-SCOPES = dict(detection='mmdet', segmentation='mmseg')
-
-
-@pytest.mark.parametrize('name', demo.PARTS)
-def test_all_tensors_of_the_dense_backbone_come_from_the_pretraining(name, tmp_path):
-    pytest.importorskip(SCOPES[name])
-    part = demo.PARTS[name]
-    with DefaultScope.overwrite_default_scope('repl_mm'):
-        classifier = MODELS.build(Config.fromfile(part.pretraining.config).model)
-    torch.save(dict(state_dict=classifier.state_dict()), tmp_path / 'pretrained.pth')
-    settings = Config.fromfile(part.config).model.backbone
-    settings.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'pretrained.pth'), prefix='backbone.')
-    with DefaultScope.overwrite_default_scope(SCOPES[name]):
-        backbone = MODELS.build(settings)
-    backbone.init_weights()
-    wanted = classifier.backbone.state_dict()
-    assert plan_of(backbone) is not None and set(backbone.state_dict()) == set(wanted)
-    for key, value in backbone.state_dict().items():
-        torch.testing.assert_close(value, wanted[key], rtol=0, atol=0)
-
-
-# one step on eight pictures, with an eighth of the width
-COMMON = {
-    'train_dataloader.batch_size': 8,
-    'train_cfg.val_interval': 1,
-    'model.backbone.base_channels': 8,
-    'default_hooks.logger.interval': 1,
-}
-DETECTOR = {
-    'train_cfg.max_epochs': 1,
-    'model.neck.in_channels': [32, 64, 128, 256],
-    'model.test_cfg.score_thr': 0.0,  # untrained networks are never sure
-}
-SEGMENTOR = {
-    'train_cfg.max_iters': 1,
-    'model.backbone.stem_channels': 8,
-    'model.decode_head.in_channels': 64,
-    'model.decode_head.c1_in_channels': 8,
-}
-TINY = dict(
-    detection=({'train_cfg.max_epochs': 1, 'model.in_channels': 256}, DETECTOR),
-    segmentation=({'train_cfg.max_epochs': 1, 'model.in_channels': 64, 'model.backbone.stem_channels': 8}, SEGMENTOR),
-)
-
-
-def tiny(part, folder, options):
-    """The part with these options in its config and few pictures, so that every network is good enough."""
-    cfg = Config.fromfile(part.config)
-    _common.set_data_root(cfg, str(folder / f'data_{part.config.stem}'))
-    cfg.merge_from_dict(COMMON | options)
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.update(num_workers=0, persistent_workers=False)
-    config = folder / part.config.name
-    cfg.dump(config)
-    dataset = (*part.dataset, '--num-train', 8, '--num-val', 4, '--size', 64, 64)
-    return dataclasses.replace(part, config=config, dataset=dataset, minimum=0, costs=())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', demo.PARTS)
-def test_a_part_pretrains_and_trains_and_the_second_call_starts_nothing(name, tmp_path, monkeypatch, capfd):
-    pytest.importorskip(SCOPES[name])
-    if name == 'segmentation' and not hasattr(np, 'in1d'):
-        pytest.skip('cityscapesscripts 2.3.0 calls numpy.in1d, gone in numpy 2.4')
-    monkeypatch.chdir(tmp_path)
-    first, second = TINY[name]
-    part = tiny(demo.PARTS[name], tmp_path, second | {'optim_wrapper.optimizer.lr': 0.0})
-    pretraining = tiny(part.pretraining, tmp_path, first)
-    work_dir = tmp_path / 'out'
-
-    part.pretraining = dataclasses.replace(pretraining, minimum=101)
-    with pytest.raises(SystemExit, match=r'accuracy/top1 .* is below 101, resnet\w+ has not learned'):
-        part.run(work_dir, steps.Steps(part.num_steps))
-    assert [path.name for path in work_dir.iterdir()] == ['pretraining']
-
-    part.pretraining = pretraining
-    capfd.readouterr()
-    header = steps.Steps(part.num_steps)
-    checkpoint = part.run(work_dir, header)
-    assert header.done == header.total == 10
-    out = capfd.readouterr().out
-    assert out.count('train.py') == 1
-    loaded = re.findall(r'RepL: weights of the same plan .* (\d+) of (\d+) tensors loaded', out)
-    assert loaded and len(set(loaded[0])) == 1
-    # its learning rate is zero: the detector or segmentor ends with the parameters that the classifier ended with
-    states = [
-        torch.load(path, weights_only=True)['state_dict']
-        for path in (work_dir / 'pretraining' / 'train' / 'epoch_1.pth', checkpoint)
-    ]
-    before, after = (
-        {key: value for key, value in state.items() if key.startswith('backbone.') and 'running_' not in key}
-        for state in states
-    )
-    assert set(before) == set(after)
-    for key, value in before.items():
-        if not key.endswith('num_batches_tracked'):
-            torch.testing.assert_close(after[key], value, rtol=0, atol=0)
-
-    for file in ('predictions.png', 'curves.png', f'cost_{part.config.stem}.png', 'pretraining/curves.png'):
-        assert cv2.imread(str(work_dir / file)).std() > 5
-    assert '| e2e' in (work_dir / f'cost_{part.config.stem}.txt').read_text()
-    if name == 'segmentation':
-        assert 'averageScoreCategories' in out and 'Score Average' in out
-        names = [f'minival_{i:06d}_000000_leftImg8bit.png' for i in range(4)]
-        assert sorted(path.name for path in (work_dir / 'test' / 'results').iterdir()) == names
-
-    assert part.run(work_dir, steps.Steps(part.num_steps)) == checkpoint
-    assert '$ python' not in capfd.readouterr().out  # nothing was started

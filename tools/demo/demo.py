@@ -1,70 +1,145 @@
-"""From nothing to pretrained, trained, evaluated and costed RepL networks: what `make demo` runs.
+"""A first success on generated pictures: what `make demo` runs.
 
-Generates the mini dataset in three layouts; pretrains the backbones of RetinaNet-RepL and DeepLabV3+-RepL as image
-classifiers, and trains the two from there; evaluates them, the segmentor by mmseg and by the official Cityscapes
-scripts; draws predictions and curves; prints what RepL costs::
+Draws circles, squares, triangles and stars; trains RetinaNet-R50-RepL from scratch to find them; tests it on pictures
+it never saw; draws what it predicts below the ground truth; and counts what RepL saves::
 
-    python tools/demo/demo.py
+    python tools/demo/demo.py        # detection, at most 10 minutes on two CPU cores
+    python tools/demo/demo.py all    # segmentation as well: pretraining, training, official Cityscapes evaluation
 
 Everything lands in data and work_dirs/demo. A second call skips what is there; a call that was cut off is continued.
 It ends with an error as soon as a network has not learned.
 """
 
 import argparse
+import json
+import os
+import time
+import warnings
 from pathlib import Path
 
-from parts import Part
-from pictures import draw_detections, draw_segmentations
-from steps import TOOLS, Steps
+import mini_dataset
+from steps import TOOLS, Steps, duration, show, stop
 
 CONFIGS = TOOLS.parent / 'configs'
-
-
-def pretraining(name):
-    """What the demo does with the classifier of a config in configs/classification."""
-    return Part(
-        config=CONFIGS / 'classification' / f'{name}.py',
-        dataset=('--layout', 'imagenet', '--size', 64, 64, '--num-train', 4800, '--num-val', 400),
-        metrics=('accuracy/top1',),
-        minimum=45,
-    )
-
-
-PARTS = dict(
-    detection=Part(
+# what is trained, on which pictures, for how long, and what the first number of its test must reach
+NETWORKS = dict(
+    detection=dict(
         config=CONFIGS / 'retinanet_r50_repl_mini.py',
-        dataset=(),
-        metrics=('coco/bbox_mAP_50', 'coco/bbox_mAP'),
-        minimum=0.5,
-        losses=('loss', 'loss_cls', 'loss_bbox'),
-        pretraining=pretraining('resnet50_repl_mini'),
-        draw=draw_detections,
-        costs=(CONFIGS / 'retinanet_r50_repl_coco.py',),
+        dataset=dict(layout='coco'),
+        minutes='3 to 6 minutes',
+        metric='coco/bbox_mAP_50',
+        minimum=0.85,
     ),
-    segmentation=Part(
+    pretraining=dict(
+        config=CONFIGS / 'classification' / 'resnetv1c34_repl_mini.py',
+        dataset=dict(layout='imagenet', size=(64, 64), num_train=2000),
+        minutes='1 to 2 minutes',
+        metric='accuracy/top1',
+        minimum=85,
+    ),
+    segmentation=dict(
         config=CONFIGS / 'deeplabv3plus_r34-d8_repl_mini.py',
-        dataset=('--layout', 'cityscapes', '--size', 64, 64, '--num-train', 2000),
-        metrics=('mIoU', 'mAcc'),
-        minimum=45,
-        pretraining=pretraining('resnetv1c34_repl_mini'),
-        draw=draw_segmentations,
-        results=('--out', '{}/results'),
-        costs=(CONFIGS / 'deeplabv3plus_r50-d8_repl_cityscapes.py', '--shape', 512, 1024),
+        dataset=dict(layout='cityscapes', size=(64, 64)),
+        minutes='3 to 5 minutes',
+        metric='mIoU',
+        minimum=75,
     ),
 )
+# networks of usual size, and the size of their pictures
+COSTS = dict(
+    detection=(CONFIGS / 'retinanet_r50_repl_coco.py', 800, 1344),
+    segmentation=(CONFIGS / 'deeplabv3plus_r50-d8_repl_cityscapes.py', 512, 1024),
+)
+
+
+def learn(name, work_dir, steps, seed=0, backbone=None):
+    """Draw the pictures, train a network on them and test it: three steps.
+
+    Args:
+        name (str): One of :data:`NETWORKS`.
+        work_dir (Path): Folder of everything but the dataset.
+        steps (Steps): Announces and runs the steps.
+        seed (int): Seed of the training. Defaults to 0.
+        backbone (Path | None): Checkpoint of a classifier whose backbone it starts from. Defaults to None.
+
+    Returns:
+        tuple: Checkpoint (Path) and what the first metric reached (float).
+
+    Raises:
+        SystemExit: The network has not learned, or a tool failed.
+    """
+    from mmengine.config import Config
+
+    from repl_mm.comparison import write_config
+
+    settings = NETWORKS[name]
+    cfg, config = Config.fromfile(settings['config']), work_dir / 'config.py'
+    cfg.randomness = dict(seed=seed)
+    if backbone:
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(backbone), prefix='backbone.')
+    steps(f'{name}: draw pictures of simple shapes (seconds)')
+    try:
+        write_config(cfg, config)
+        written = mini_dataset.write(out_dir=cfg.data_root, **settings['dataset'])
+    except (FileExistsError, ValueError) as error:
+        stop(error)
+    show(f'{"written" if written else "is there"}: {cfg.data_root}', last=True)
+
+    steps(f'{name}: train {settings["config"].stem} ({settings["minutes"]} on two idle cores)')
+    epochs = cfg.train_cfg.get('max_epochs')
+    last = f'epoch_{epochs}.pth' if epochs else f'iter_{cfg.train_cfg.max_iters}.pth'
+    folder, log = work_dir / 'train', work_dir / 'train.log'
+    checkpoint = steps.run(log, folder, last, 'train.py', config, '--work-dir', folder, '--resume')
+
+    steps(f'{name}: test on held-out pictures (seconds)')
+    folder, log = work_dir / 'test', work_dir / 'test.log'
+    results = ('--out', folder / 'results') if name == 'segmentation' else ()
+    metrics = steps.run(log, folder, '*/*.json', 'test.py', config, checkpoint, '--work-dir', folder, *results)
+    values = json.loads(metrics.read_text())
+    metric, minimum = settings['metric'], settings['minimum']
+    value = values.get(metric, 0)  # not there if a detector finds nothing
+    shown = (key for key in values if not key.endswith('time') and values[key] >= 0)  # -1: no such objects
+    show(', '.join(f'{key.split("/")[-1]} {values[key]:.3f}' for key in shown), last=True)
+    if not value >= minimum:
+        stop(f'{metric} {value:.3f} is below {minimum}: {name} has not learned; see {work_dir}')
+    return checkpoint, value
+
+
+def show_off(name, work_dir, checkpoint, steps):
+    """Draw what a network predicts, and count what RepL saves in one of usual size: two steps."""
+    steps(f'{name}: draw predictions beside the ground truth (seconds)')
+    picture, config = work_dir / 'predictions.jpg', work_dir / 'config.py'
+    steps.run(work_dir / 'pictures.log', work_dir, picture.name, 'demo/pictures.py', config, checkpoint, picture)
+
+    config, *shape = COSTS[name]
+    steps(f'{name}: count what RepL saves in {config.stem}, no data needed (seconds)')
+    log, arms = work_dir / 'cost.log', ('--arms', 'e2e', 'fuse', 'remove', '--json', work_dir / 'cost.json')
+    steps.run(log, work_dir, 'cost.json', 'cost.py', config, '--shape', *shape, *arms)
+    print(log.read_text().rpartition(f'{config.name}\n')[2])
+    return picture
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--parts', nargs='+', choices=PARTS, default=list(PARTS), help='each with its pretraining; default: all'
-    )
+    parser.add_argument('parts', nargs='?', choices=('detection', 'all'), default='detection')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='default: %(default)s')
+    parser.add_argument('--seed', type=int, default=0, help='of the training (default: %(default)s)')
     args = parser.parse_args(argv)
-    parts = {name: PARTS[name] for name in args.parts}
-    header = Steps(sum(part.num_steps for part in parts.values()))
-    for name, part in parts.items():
-        part.run(args.work_dir / name, header)
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine 0.10.7 uses it
+    began, folder, steps = time.time(), args.work_dir, Steps(5 if args.parts == 'detection' else 13)
+    try:
+        checkpoint, value = learn('detection', folder / 'detection', steps, args.seed)
+        pictures = [show_off('detection', folder / 'detection', checkpoint, steps)]
+        ends = [f'mAP50 {value:.3f}']
+        if args.parts == 'all':
+            start, _ = learn('pretraining', folder / 'pretraining', steps, args.seed)
+            checkpoint, value = learn('segmentation', folder / 'segmentation', steps, args.seed, start)
+            pictures.append(show_off('segmentation', folder / 'segmentation', checkpoint, steps))
+            ends.append(f'mIoU {value:.1f}')
+    except KeyboardInterrupt:
+        stop('interrupted; the same command goes on from the last checkpoint')
+    print(f'Done in {duration(time.time() - began)}: {", ".join(ends)} on pictures that were not trained on. Look at')
+    print(*(f'  {os.path.relpath(path)}' for path in pictures), sep='\n')
 
 
 if __name__ == '__main__':
