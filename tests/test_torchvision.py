@@ -1,0 +1,149 @@
+"""Backbones of packages that need torchvision.
+
+Run by hand, ``make test STACK=torchvision ARGS=tests/test_torchvision.py``. In the other stacks these packages are not
+installed, and this file is left out; tests/foreign.py stands in for them there.
+"""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset
+
+import repl_mm
+from repl_mm import config, data_checks
+from repl_mm.reading import read_checkpoint
+
+torchvision = pytest.importorskip('torchvision', reason='STACK=torchvision has it', exc_type=ImportError)
+timm = pytest.importorskip('timm', reason='STACK=torchvision has it')
+mmpretrain = pytest.importorskip('mmpretrain', reason='STACK=torchvision has it')
+
+BUILT = {
+    'torchvision resnet18': lambda: torchvision.models.resnet18(),
+    'torchvision resnext50': lambda: torchvision.models.resnext50_32x4d(),
+    'timm resnet18': lambda: timm.create_model('resnet18', drop_path_rate=0.1),
+    'timm resnet50': lambda: timm.create_model('resnet50'),
+    'timm res2net50': lambda: timm.create_model('res2net50_26w_4s'),
+    'timm resnest26d': lambda: timm.create_model('resnest26d'),
+}
+# what a config says, and the package's own class
+TYPES = {
+    'ResNet': dict(depth=18),
+    'ResNetV1d': dict(depth=50),
+    'ResNeXt': dict(depth=50),
+    'Res2Net': dict(depth=50),
+    'ResNeSt': dict(depth=50),
+    'RegNet': dict(arch='regnetx_400mf'),
+    'VisionTransformer': dict(arch='deit-t', img_size=64),
+    'SwinTransformer': dict(arch='tiny', img_size=64, pad_small_map=True),
+}
+
+
+def step(net):
+    """Run forward and backward on small images; every parameter of a computing layer gets a gradient."""
+    torch.manual_seed(0)
+    net.train()
+    sum(out.float().square().mean() for out in tree_leaves(net(torch.randn(2, 3, 64, 64)))).backward()
+    layers = list(repl_mm.computing_layers(net))
+    assert len(layers) == len(repl_mm.plan_of(net).slots) > 0
+    for name, layer in layers:
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters()), name
+
+
+@pytest.mark.parametrize('name', BUILT)
+def test_a_resnet_that_others_built(name):
+    stock, net = BUILT[name](), BUILT[name]()
+    repl_mm.apply_repl(net)
+    report = net.load_state_dict(stock.state_dict())  # the strict way: what is replaced is dropped
+    assert not report.missing_keys and not report.unexpected_keys
+    for key, value in net.state_dict().items():
+        assert '.repl.' in key or key == 'repl_plan' or torch.equal(value, stock.state_dict()[key]), key
+    step(net)
+
+
+@pytest.mark.parametrize('name', TYPES)
+@pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain'])
+def test_the_types_of_mmpretrain(scope, name):
+    with DefaultScope.overwrite_default_scope(scope):
+        net = MODELS.build(dict(TYPES[name], type=f'mmpretrain.RepL{name}'))
+    stock = getattr(mmpretrain.models.backbones, name)
+    assert isinstance(net, stock) and net.repl_stock['type'] is stock
+    step(net)
+
+
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: timm.create_model('vit_tiny_patch16_224', img_size=64),
+        lambda: timm.create_model('swin_tiny_patch4_window7_224'),
+        lambda: torchvision.models.vit_b_16(image_size=64),
+        lambda: torchvision.models.swin_t(),
+        lambda: torchvision.models.regnet_y_400mf(),
+        lambda: mmpretrain.models.backbones.PCPVT('small'),
+    ],
+)
+def test_what_is_built_otherwise_is_refused(build):
+    net = build()
+    with pytest.raises(repl_mm.PlanError, match=f'RepL serves {type(net).__name__}, but .* is built otherwise'):
+        repl_mm.apply_repl(net)
+    assert repl_mm.plan_of(net) is None
+
+
+def test_a_name_that_only_mmpretrain_has_is_no_type_of_ours():
+    """RepLKNet is a network of its own."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        MODELS.build(dict(type='mmpretrain.RepLKNet', arch='31B'))
+    assert config.all_backbones(dict(other=dict(type='RepLKNet'))) == {}
+
+
+def test_a_config_of_mmpretrain_trains_by_one_word(tmp_path):
+    """mmpretrain's own config of a ResNet-50, through its Runner, classifier and metric, on noise."""
+    cfg = config.read_config('mmpretrain::resnet/resnet50_8xb32_in1k.py')
+    cfg.model.backbone.type = 'RepLResNet'
+    for phase in ('train', 'val'):
+        loader = dict(num_workers=0, persistent_workers=False, batch_size=4, dataset=dict(type='Noise'))
+        cfg[f'{phase}_dataloader'] = dict(cfg[f'{phase}_dataloader'], **loader)
+    cfg.update(test_dataloader=None, test_cfg=None, test_evaluator=None, work_dir=str(tmp_path))
+    cfg.train_cfg.max_epochs = 1
+    cfg.custom_hooks = [dict(type='repl_mm.RepLHook', shape=(64, 64))]
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert type(runner.model.backbone) is mmpretrain.models.backbones.ResNet
+    assert 'repl_plan' in read_checkpoint(tmp_path / 'epoch_1.pth')['meta']
+    assert 0 <= runner.message_hub.get_scalar('val/accuracy/top1').current() <= 100
+
+
+@DATASETS.register_module()
+class Noise(Dataset):
+    """Eight pictures of noise, in mmpretrain's form."""
+
+    metainfo = dict(classes=tuple(map(str, range(1000))))
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+        return dict(inputs=image, data_samples=mmpretrain.structures.DataSample().set_gt_label(index))
+
+
+def test_what_mmpretrain_downloads_itself_is_not_missing():
+    cfg = Config.fromfile(config.config_file('mmpretrain::resnet/resnet18_8xb16_cifar10.py'))
+    data_checks.check_data(cfg, 'train', 'val')  # no error: its CIFAR10 fetches its files
+    cfg.train_dataloader.dataset.download = False
+    with pytest.raises(data_checks.DataError, match='dataset not found'):
+        data_checks.check_data(cfg, 'train')
+
+
+def test_a_detector_on_mmpretrains_backbone():
+    """mmdet's Faster R-CNN with mmpretrain's ResNet in it: the prefix is all that is needed."""
+    cfg = config.read_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    backbone = dict(type='mmpretrain.RepLResNet', depth=50, out_indices=(0, 1, 2, 3), frozen_stages=1, replace={})
+    cfg.model.update(backbone=backbone)
+    detector = config.build(cfg.model, 'mmdet')
+    assert type(detector.backbone) is mmpretrain.models.backbones.ResNet
+    outputs = detector.extract_feat(torch.randn(1, 3, 64, 64))
+    sum(out.mean() for out in outputs).backward()
+    assert len(repl_mm.plan_of(detector.backbone).slots) == 4
