@@ -11,6 +11,16 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def reading_as_before(monkeypatch):
+    """Undo what our tools do to a process, to read nothing but weights."""
+    from mmengine.runner import CheckpointLoader
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+
+
 @pytest.fixture(scope='session')
 def shared_data():
     """Path: Folder of real images and weights, ``$REPL_MM_DATA`` or ``../shared/data`` beside the repository."""

@@ -166,10 +166,8 @@ class Hostile:
 
 
 @pytest.fixture
-def our_reader(monkeypatch):
+def our_reader(reading_as_before):
     """Read checkpoints as our tools do."""
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     read_weights_only()
 
 

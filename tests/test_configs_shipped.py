@@ -234,6 +234,7 @@ def test_the_ade20k_config_becomes_one_for_cityscapes(name, tmp_path):
         '.backbone.type',
         '.backbone.replace',
         '.backbone.img_size',
+        '.backbone.init_cfg.checkpoint',
         '.data_preprocessor.size',
         '.decode_head.num_classes',
         '.auxiliary_head.num_classes',
@@ -268,4 +269,4 @@ def _weights(model):
 def test_no_cityscapes_config_asks_for_a_file_that_is_not_downloaded(name):
     pytest.importorskip('mmseg')
     (source,) = _weights(Config.fromfile(CONFIGS / f'{name}.py').model)
-    assert source.startswith(('https://download.openmmlab.com/', 'open-mmlab://'))
+    assert source.startswith(('https://download.openmmlab.com/', 'https://mmassets.onedl.ai/', 'open-mmlab://'))

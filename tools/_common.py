@@ -25,7 +25,6 @@ from repl_mm.data_checks import DataError
 from repl_mm.reading import read_weights_only
 
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine 0.10.7 uses it, again and again
-read_weights_only()
 
 
 def stop(message):
@@ -85,7 +84,7 @@ def set_data_root(cfg, folder):
 
 
 def load_config(args):
-    """Read the config that the parsed ``args`` name and put their settings into it.
+    """Read the config that the parsed ``args`` name and put their settings into it; checkpoints are read safely then.
 
     Args:
         args (argparse.Namespace): Of :func:`make_parser`.
@@ -94,6 +93,7 @@ def load_config(args):
         Config: With ``work_dir`` and ``launcher`` set.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    read_weights_only()
     cfg = read_config(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

@@ -30,6 +30,7 @@ from repl_mm.classification import ClsDataPreprocessor, classifier_head
 from repl_mm.classification.datasets import PICTURES
 from repl_mm.classification.transforms import LoadImage
 from repl_mm.data_checks import check_checkpoint
+from repl_mm.reading import read_weights_only
 from repl_mm.registry import class_of
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 from repl_mm.surgery import check_keys
@@ -129,6 +130,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     torch.manual_seed(args.seed)
+    read_weights_only()
     MMLogger.get_current_instance().setLevel('WARNING')  # mmengine logs how every single tensor was initialized
     cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
