@@ -26,7 +26,7 @@ NETWORKS = dict(
     detection=dict(
         config=CONFIGS / 'retinanet_r50_repl_mini.py',
         dataset=dict(layout='coco'),
-        minutes='3 to 6 minutes',
+        minutes='about 7 minutes',
         metric='coco/bbox_mAP_50',
         minimum=0.85,
     ),
