@@ -16,6 +16,10 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.10,$(she
 .PHONY: install demo test test-fast lint clean
 install: $(VENV)/.installed
 
+ifeq ($(filter $(STACK),openmmlab onedl torchvision),)
+$(error STACK=$(STACK): expected openmmlab, onedl or torchvision)
+endif
+
 $(VENV)/.installed: requirements/$(STACK).txt requirements/install.py setup.cfg pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo 'make: no python3 found; Python 3.10 to 3.12 is needed'; exit 1; }
 	$(PYTHON) requirements/install.py $(STACK) $(VENV)
@@ -39,5 +43,5 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-onedl .venv-torchvision work_dirs data/mini data/mini_cityscapes data/mini_imagenet build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) work_dirs/demo data/mini data/mini_cityscapes data/mini_imagenet build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

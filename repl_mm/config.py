@@ -15,8 +15,18 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
-from mmengine.config.utils import ConfigParsingError
-from mmengine.registry import MODELS, OPTIMIZERS, DefaultScope, Registry, root
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    DefaultScope,
+    Registry,
+    root,
+)
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -99,17 +109,20 @@ def unknown_type(error: Exception) -> str | None:
     if isinstance(error, KeyError) and found:
         name, scope, kind = (word.strip('\'"') for word in found.groups())
         bare = name.rpartition('.')[2]
-        if bare.startswith('RepL'):
+        ours = kind == 'model' and bare.startswith('RepL')
+        if ours:
             valid = [f'RepL{stock}' for stock in served_backbones()]
         else:
             registries = [r for r in vars(root).values() if isinstance(r, Registry) and r.name == kind]
             valid = [key for r in registries for each in (r, *r.children.values()) for key in each.module_dict]
         near = difflib.get_close_matches(bare, valid, n=3)
-        others = [key for key in valid if key not in near] if bare.startswith('RepL') else []
+        others = [key for key in valid if key not in near] if ours else []
         expected = f': expected one of {", ".join([*near, *others])}' if near or others else ''
         return f"type='{name}' is not known in scope {scope} ({kind}){expected}"
     if isinstance(error, TypeError) and re.search(r'unexpected keyword argument|required positional arg', str(error)):
         return str(error)
+    if isinstance(error, KeyError) and error.args and ' ' in str(error.args[0]):  # a sentence, not a key
+        return str(error.args[0])
     return None
 
 
@@ -119,10 +132,42 @@ def check_optimizer(cfg: Config) -> None:
     Raises:
         ConfigError: It does not.
     """
-    kind = (cfg.get('optim_wrapper') or {}).get('optimizer', {}).get('type')
-    if isinstance(kind, str) and class_of(OPTIMIZERS, kind, cfg.get('default_scope')) is None:
-        near = ', '.join(difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3)) or 'SGD or AdamW'
-        raise ConfigError(f"optim_wrapper.optimizer.type='{kind}' is not known: expected one as {near}")
+    _check_type(OPTIMIZERS, 'optim_wrapper.optimizer', (cfg.get('optim_wrapper') or {}).get('optimizer'), cfg)
+
+
+def check_types(cfg: Config) -> None:
+    """Check that the types of a config's hooks, schedulers, metrics, datasets and transforms are registered.
+
+    Raises:
+        ConfigError: One is not; or ``default_scope`` is of no package that is here.
+    """
+    scope = cfg.get('default_scope')
+    if scope is not None and not importlib.util.find_spec(scope) and scope not in MODELS.children:
+        raise ConfigError(f"default_scope='{scope}': no package of this name is installed")
+    check_optimizer(cfg)
+    parts = [
+        (HOOKS, 'custom_hooks', cfg.get('custom_hooks')),
+        (PARAM_SCHEDULERS, 'param_scheduler', cfg.get('param_scheduler')),
+    ]
+    for phase in ('train', 'val', 'test'):
+        parts.append((METRICS, f'{phase}_evaluator', cfg.get(f'{phase}_evaluator')))
+        dataset = (cfg.get(f'{phase}_dataloader') or {}).get('dataset')
+        parts.append((DATASETS, f'{phase}_dataloader.dataset', dataset))
+        if isinstance(dataset, dict):
+            parts.append((TRANSFORMS, f'{phase}_dataloader.dataset.pipeline', dataset.get('pipeline')))
+    for registry, key, nodes in parts:
+        for node in nodes if isinstance(nodes, list | tuple) else [nodes]:
+            _check_type(registry, key, node, cfg)
+
+
+def _check_type(registry: Registry, key: str, node: Any, cfg: Config) -> None:
+    """Check that a registry has the type of a part of a config, if it is a name."""
+    kind = node.get('type') if isinstance(node, dict) else None
+    if not isinstance(kind, str) or class_of(registry, kind, cfg.get('default_scope')) is not None:
+        return
+    valid = [name for each in (registry, *registry.children.values()) for name in each.module_dict]
+    near = difflib.get_close_matches(kind.rpartition('.')[2], valid, n=3)
+    raise ConfigError(f"{key}: type='{kind}' is not known" + (f': expected one as {", ".join(near)}' if near else ''))
 
 
 # ---- backbones of a model -------------------------------------------------------------------------------------------
@@ -392,8 +437,8 @@ def config_file(name: str) -> str:
         raise ConfigError(f"config '{name}': {package} carries no configs")
     if not (folder / path).is_file():
         below = {f.name: f.relative_to(folder) for f in sorted(folder.rglob('*.py')) if '_base_' not in f.parts}
-        near = difflib.get_close_matches(Path(path).name, below, n=3) or list(below)[:1]
-        example = ' or '.join(f'{package}::{below[file]}' for file in near)
+        near = difflib.get_close_matches(Path(path).name, below, n=3)
+        example = ' or '.join(f'{package}::{below[file]}' for file in near) or f'{package}::FOLDER/NAME.py of {folder}'
         raise ConfigError(f"config '{name}': {package} has no such config; expected one as {example}")
     return str(folder / path)
 
@@ -404,12 +449,18 @@ def read_config(name: str) -> Config:
     Raises:
         ConfigError: The file, the package or a base is not there, or it is no config.
     """
+    path = config_file(name)
+    if os.path.isdir(path):
+        raise ConfigError(f"config '{name}' is a folder: expected a file")
     try:
-        return Config.fromfile(config_file(name))
-    except ConfigError:
-        raise
-    except (OSError, ImportError, SyntaxError, ValueError, AssertionError, ConfigParsingError) as error:
-        raise ConfigError(f"config '{name}': {error or type(error).__name__}") from error
+        return Config.fromfile(path)
+    except Exception as error:  # a config is a program: anything may go wrong in it
+        said = error if isinstance(error, OSError | ImportError) else f'{type(error).__name__}: {error}'
+        if '_get_package_and_cfg_path' in str(error):  # mmengine's own function
+            said = (
+                "in _base_ mmengine wants PACKAGE::FOLDER/NAME.py, as 'repl_mm::_base_/../NAME.py' for a name of ours"
+            )
+        raise ConfigError(f"config '{name}': {said}") from error
 
 
 def set_data_root(cfg: Config, folder: str) -> None:

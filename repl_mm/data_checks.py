@@ -22,7 +22,7 @@ def check_checkpoint(path: str | None) -> None:
     Raises:
         DataError: It does not.
     """
-    if path and '://' not in path and not os.path.exists(path):
+    if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
         raise DataError(f"checkpoint '{path}' not found")
 
 
@@ -54,7 +54,10 @@ def check_metrics(cfg, *phases: str) -> None:
     kinds = [str(metric.get('type')).lower() for phase in phases for metric in evaluators(cfg, phase)]
     if hasattr(np, 'in1d') or not any('cityscapesmetric' in kind for kind in kinds):
         return
-    version = importlib.metadata.version('cityscapesscripts')
+    try:
+        version = importlib.metadata.version('cityscapesscripts')
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError("CityscapesMetric needs cityscapesscripts: install it, and 'numpy<2.4'") from None
     if digit_version(version) <= digit_version('2.3.0'):
         raise DataError(
             f'CityscapesMetric: cityscapesscripts {version} calls numpy.in1d, which numpy {np.__version__} does not '

@@ -1,6 +1,7 @@
 """Checkpoints are read as weights only: no file can run anything, and mmengine's own files can be read."""
 
 import os
+import re
 from pickle import UnpicklingError
 from typing import Any
 
@@ -68,19 +69,33 @@ def read_checkpoint(file: str | os.PathLike, map_location: Any = None) -> Any:
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:  # RuntimeError: a zip file that was cut off
-        try:
-            names = ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-        except Exception:  # no zip file of torch's: then torch's own first line says what it is
-            names = str(error).partition('\n')[0]
         raise UnpicklingError(
-            f"checkpoint '{file}' was not loaded: it is damaged or holds more than weights ({names or error}), which "
-            "could run anything; expected what torch.save(model.state_dict(), file) or mmengine's runner writes"
+            f"checkpoint '{file}' was not loaded: it is damaged or holds more than weights{_unsafe(file, error)}, "
+            "which could run anything; expected what torch.save(model.state_dict(), file) or mmengine's runner writes"
         ) from error
 
 
+def _unsafe(file: str, error: Exception) -> str:
+    """The names of what a refused file wants to run, if they can be told; none of torch's advice to let it."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # no zip file of torch's
+        names = re.findall(r'Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)|GLOBAL ([\w.]+)', str(error))
+        names = [name for pair in names for name in pair if name]
+    return f' ({", ".join(names)})' if names else ''
+
+
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """mmengine's loader of local files, as :func:`read_checkpoint`."""
-    return read_checkpoint(filename, map_location)
+    """mmengine's loader of local files, as :func:`read_checkpoint`.
+
+    Raises:
+        UnpicklingError: The file is refused, or holds no weights by name.
+    """
+    checkpoint = read_checkpoint(filename, map_location)
+    if not isinstance(checkpoint, dict):
+        kind = type(checkpoint).__name__
+        raise UnpicklingError(f"checkpoint '{filename}' holds {kind}: expected weights by their names")
+    return checkpoint
 
 
 def load_from_http(filename: str, map_location: Any = None) -> Any:

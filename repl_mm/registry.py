@@ -32,10 +32,11 @@ METRICS = _child(ROOT_METRICS, 'classification')
 FUNCTIONS = _child(ROOT_FUNCTIONS, 'classification')
 TRANSFORMS = _child(ROOT_TRANSFORMS, 'classification.transforms')
 
-# Nothing of ours is in the others; without them mmengine would warn of every look-up under default_scope='repl_mm'.
+# Nothing of ours is in the others. Without them mmengine would warn of every look-up under default_scope='repl_mm';
+# without a module to import it would look for one by itself, and warn as well.
 for _parent in [found for found in vars(root).values() if isinstance(found, Registry)]:
     if 'repl_mm' not in _parent.children:
-        _child(_parent)
+        _child(_parent, 'registry')
 
 
 def class_of(registry: Registry, kind, scope: str | None):

@@ -234,6 +234,30 @@ def test_names_that_others_take_away_come_back(runs, default_allow_list):
     assert 'message_hub' in read_checkpoint(str(runs['everything'] / 'epoch_1.pth'))
 
 
+def test_no_tool_runs_what_a_file_holds(runs, tmp_path):
+    """Every one that reads a checkpoint, as a user starts it."""
+    checkpoint, mark = read_checkpoint(runs['everything'] / 'epoch_1.pth'), tmp_path / 'it_ran'
+    checkpoint['meta']['extra'] = Hostile(os.system, f'touch {mark}')
+    file, config = tmp_path / 'hostile.pth', next(runs['everything'].glob('*.py'))
+    torch.save(checkpoint, file)
+    commands = {
+        'train.py': [config, '--resume', file, '--work-dir', tmp_path],
+        'test.py': [config, file, '--work-dir', tmp_path],
+        'convert.py': [file, config, tmp_path / 'out.pth'],
+        'demo/pictures.py': [config, file, tmp_path / 'out.jpg'],
+    }
+    running = {
+        tool: subprocess.Popen(
+            [sys.executable, REPO / 'tools' / tool, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for tool, args in commands.items()
+    }
+    for tool, process in running.items():
+        output = process.communicate(timeout=300)[0].decode()
+        assert process.returncode and 'holds more than weights' in output.splitlines()[-1], f'{tool}: {output[-2000:]}'
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize('content', ['hostile', 'cut off', 'text'])
 def test_a_refused_file_is_named_in_one_line(content, tmp_path):
     file = tmp_path / 'net.pth'

@@ -246,6 +246,18 @@ def test_work_dir_comes_from_the_command_line_then_the_config_then_its_name(tmp_
             ["keyword argument 'lrr'"],
         ),
         (['test.py', COCO_CONFIG, 'bad_base.py', '--cfg-options', 'model.type=RetinaNett'], ["type='RetinaNett'"]),
+        (['train.py', COCO_CONFIG, '--cfg-options', 'model.backbone.depth=51'], ['invalid depth 51']),
+        (['train.py', COCO_CONFIG, '--cfg-options', 'default_scope=mmdte'], ["default_scope='mmdte'"]),
+        (['train.py', 'bad_hook.py'], ["custom_hooks: type='RepLHok' is not known: expected one as RepLHook"]),
+        (
+            ['train.py', COCO_CONFIG, '--cfg-options', 'train_dataloader.dataset.type=CocoDatset'],
+            ["train_dataloader.dataset: type='CocoDatset' is not known: expected one as CocoDataset"],
+        ),
+        (['train.py', 'bad_name.py'], ["config 'bad_name.py': NameError: name 'nothing' is not defined"]),
+        (['train.py', 'bad_ours.py'], ["'bad_ours.py': in _base_ mmengine wants PACKAGE::FOLDER/NAME.py"]),
+        (['train.py', '.'], ["config '.' is a folder"]),
+        (['train.py', 'empty.py'], ['the config has no model']),
+        (['test.py', COCO_CONFIG, '.'], ["checkpoint '.' not found"]),
         (['train.py', 'bad_base.py'], ['bad_base.py', 'nowhere_either.py']),
         (['train.py', COCO_CONFIG, '--resume', 'nowhere.pth'], ["checkpoint 'nowhere.pth'"]),
         (['test.py', COCO_CONFIG, 'nowhere.pth'], ["checkpoint 'nowhere.pth'"]),
@@ -265,6 +277,9 @@ def test_work_dir_comes_from_the_command_line_then_the_config_then_its_name(tmp_
 def test_what_is_wrong_is_named_in_one_line(words, expected, tmp_path, monkeypatch):
     (tmp_path / 'empty.py').touch()
     (tmp_path / 'bad_base.py').write_text("_base_ = 'nowhere_either.py'")
+    (tmp_path / 'bad_hook.py').write_text(f"_base_ = '{COCO_CONFIG}'\ncustom_hooks = [dict(type='RepLHok')]")
+    (tmp_path / 'bad_name.py').write_text('model = nothing')
+    (tmp_path / 'bad_ours.py').write_text("_base_ = 'repl_mm::retinanet_r50_repl_coco.py'")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', words)
     with pytest.raises(SystemExit) as stopped:

@@ -15,6 +15,7 @@ import torch
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -112,12 +113,16 @@ def check_files(cfg, *phases):
         cfg (Config): The config; ``load_from`` is checked as well.
         *phases (str): Of 'train', 'val' and 'test': whose datasets and metrics are checked.
     """
+    if not cfg.get('model'):
+        stop('the config has no model')
     with one_line_errors():
         try:
             data_checks.check_checkpoint(cfg.get('load_from'))
             data_checks.check_data(cfg, *phases)
         except DataError:
             # what is wrong in the config would come out after the data has been fetched
+            MMLogger.get_current_instance().setLevel('ERROR')
+            config.check_types(cfg)
             model = config.build(cfg.model, cfg.get('default_scope'))
             if 'train' in phases and cfg.get('optim_wrapper'):
                 build_optim_wrapper(model, cfg.optim_wrapper)

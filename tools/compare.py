@@ -30,7 +30,16 @@ from mmengine.config import DictAction
 from repl_mm import arms as language
 from repl_mm import comparison, cost
 from repl_mm.comparison.summary import METRICS
-from repl_mm.config import build, config_file, input_size, optimizer_moments, read_config, set_data_root, unknown_type
+from repl_mm.config import (
+    build,
+    check_types,
+    config_file,
+    input_size,
+    optimizer_moments,
+    read_config,
+    set_data_root,
+    unknown_type,
+)
 from repl_mm.data_checks import DataError, check_checkpoint, check_data
 
 TRAIN = Path(__file__).with_name('train.py')
@@ -121,6 +130,7 @@ def prepare(name, args):
         check_data(config, 'train', 'val')
     except DataError:
         for arm, config in configs.items():  # what is wrong in the config is to be known before the data is fetched
+            check_types(config)
             check_arm(arm, config, cost.ImageInput(args.shape or (64, 64), 1))
         raise
     batch, *shape = input_size(config)

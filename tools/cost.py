@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 import warnings
 
 import torch
@@ -97,7 +96,6 @@ def main(args=None):
         cfg.merge_from_dict(args.cfg_options or {})
         arms, rows, optimizer = count_arms(args, cfg)
     except (RuntimeError, ValueError) as error:
-        print(file=sys.stderr)  # behind the progress
         stop(' '.join(str(error).split()))
     print(cost.table(rows, os.path.basename(args.config), optimizer))
     out = dict(config=args.config, optimizer=optimizer, rows=list(cost.relative(rows)))

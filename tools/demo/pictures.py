@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from mmengine.config import Config
+
+from repl_mm.config import read_config
+from repl_mm.reading import read_weights_only
 
 DEVICE = 'cuda:0' if torch.cuda.is_available() else 'cpu'
 
@@ -36,7 +38,7 @@ def draw_detections(config, checkpoint, path, columns=6, score_thr=0.5):
     """Draw ground truth and detections.
 
     Args:
-        config (str): Config file.
+        config (Config): Config of the network.
         checkpoint (str): Checkpoint file.
         path (str): The picture to write.
         columns (int): Images side by side. Defaults to 6.
@@ -66,7 +68,7 @@ def draw_segmentations(config, checkpoint, path, columns=8):
     """Draw images, ground truth and predicted segments.
 
     Args:
-        config (str): Config file.
+        config (Config): Config of the network.
         checkpoint (str): Checkpoint file.
         path (str): The picture to write.
         columns (int): Images side by side. Defaults to 8.
@@ -111,8 +113,9 @@ def main(argv=None):
     parser.add_argument('checkpoint')
     parser.add_argument('out', help='the picture to write')
     args = parser.parse_args(argv)
-    draw = dict(mmdet=draw_detections, mmseg=draw_segmentations)
-    draw[Config.fromfile(args.config).default_scope](args.config, args.checkpoint, args.out)
+    read_weights_only()
+    cfg = read_config(args.config)
+    dict(mmdet=draw_detections, mmseg=draw_segmentations)[cfg.default_scope](cfg, args.checkpoint, args.out)
 
 
 if __name__ == '__main__':
