@@ -12,6 +12,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
+from .data_checks import DataError
+
 # What mmengine's objects store of their own classes: pickle writes a method as getattr(class, name).
 METHODS = {
     HistoryBuffer: ('min', 'max', 'current', 'mean'),
@@ -89,12 +91,12 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     """mmengine's loader of local files, as :func:`read_checkpoint`.
 
     Raises:
-        UnpicklingError: The file is refused, or holds no weights by name.
+        UnpicklingError: The file is refused.
+        DataError: It holds no dict.
     """
     checkpoint = read_checkpoint(filename, map_location)
     if not isinstance(checkpoint, dict):
-        kind = type(checkpoint).__name__
-        raise UnpicklingError(f"checkpoint '{filename}' holds {kind}: expected weights by their names")
+        raise DataError(f"checkpoint '{filename}' holds {type(checkpoint).__name__}: expected tensors by name")
     return checkpoint
 
 

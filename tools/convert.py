@@ -29,7 +29,7 @@ from repl_mm import apply_repl, config, conversion
 from repl_mm.classification import ClsDataPreprocessor, classifier_head
 from repl_mm.classification.datasets import PICTURES
 from repl_mm.classification.transforms import LoadImage
-from repl_mm.data_checks import check_checkpoint
+from repl_mm.data_checks import DataError, check_checkpoint
 from repl_mm.reading import read_weights_only
 from repl_mm.registry import class_of
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
@@ -152,6 +152,8 @@ def main(argv=None):
             backbone = copy.deepcopy(stock)
             if config.has_repl_type(settings):
                 print(apply_repl(backbone, **check_keys(settings.get('replace'))))
+    except DataError as error:
+        stop(error)
     except ValueError as error:
         stop(f"'{args.stock}' {error}")
     if args.fit:
