@@ -17,6 +17,6 @@ def know_packages() -> None:
     MODULE2PACKAGE['repl_mm'] = 'repl_mm'
     for package in PACKAGES:
         try:
-            distribution(MODULE2PACKAGE[package])
+            distribution(MODULE2PACKAGE.get(package, package))
         except PackageNotFoundError:
             MODULE2PACKAGE[package] = package

@@ -114,7 +114,7 @@ def unknown_type(error: Exception) -> str | None:
             valid = [f'RepL{stock}' for stock in served_backbones()]
         else:
             registries = [r for r in vars(root).values() if isinstance(r, Registry) and r.name == kind]
-            valid = [key for r in registries for each in (r, *r.children.values()) for key in each.module_dict]
+            valid = [key for registry in registries for key in _registered(registry)]
         near = difflib.get_close_matches(bare, valid, n=3)
         others = [key for key in valid if key not in near] if ours else []
         expected = f': expected one of {", ".join([*near, *others])}' if near or others else ''
@@ -124,6 +124,11 @@ def unknown_type(error: Exception) -> str | None:
     if isinstance(error, KeyError) and error.args and ' ' in str(error.args[0]):  # a sentence, not a key
         return str(error.args[0])
     return None
+
+
+def _registered(registry: Registry) -> list[str]:
+    """The names in a root registry and in those of the packages that have been loaded."""
+    return [name for each in (registry, *registry.children.values()) for name in each.module_dict]
 
 
 def check_optimizer(cfg: Config) -> None:
@@ -163,10 +168,10 @@ def check_types(cfg: Config) -> None:
 def _check_type(registry: Registry, key: str, node: Any, cfg: Config) -> None:
     """Check that a registry has the type of a part of a config, if it is a name."""
     kind = node.get('type') if isinstance(node, dict) else None
-    if not isinstance(kind, str) or class_of(registry, kind, cfg.get('default_scope')) is not None:
+    scope = node.get('_scope_', cfg.get('default_scope')) if isinstance(node, dict) else None
+    if not isinstance(kind, str) or class_of(registry, kind, scope) is not None:
         return
-    valid = [name for each in (registry, *registry.children.values()) for name in each.module_dict]
-    near = difflib.get_close_matches(kind.rpartition('.')[2], valid, n=3)
+    near = difflib.get_close_matches(kind.rpartition('.')[2], _registered(registry), n=3)
     raise ConfigError(f"{key}: type='{kind}' is not known" + (f': expected one as {", ".join(near)}' if near else ''))
 
 
