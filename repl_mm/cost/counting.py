@@ -22,6 +22,16 @@ from ..inputs import ImageInput
 from ..surgery import computing_layers
 
 aten = torch.ops.aten
+# aten's schemas call these no views; they write nothing all the same
+NO_WORK = (
+    'aten::_unsafe_view',
+    'aten::empty',
+    'aten::empty_like',
+    'aten::empty_strided',
+    'aten::new_empty',
+    'aten::new_empty_strided',
+    'aten::lift_fresh',
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Cost:
         forward_flops (int): FLOPs of the forward pass.
         activation_bytes (int): Bytes saved for the backward pass.
         optimizer_bytes (int): Bytes of the optimizer's state.
+        operations (int): aten operations of forward and backward that are no views, see :func:`is_view`: on a GPU each
+            is a kernel to launch, or several.
         inputs (ImageInput): What the step was made on.
     """
 
@@ -44,6 +56,7 @@ class Cost:
     forward_flops: int
     activation_bytes: int
     optimizer_bytes: int
+    operations: int
     inputs: ImageInput
 
     def __add__(self, other: 'Cost') -> 'Cost':
@@ -102,6 +115,7 @@ def measure(backbone: nn.Module, inputs: ImageInput | None = None, moments: int 
         forward_flops=forward_flops,
         activation_bytes=sum(size for storage, size in kept.items() if storage not in given),
         optimizer_bytes=4 * moments * trainable,
+        operations=counter.operations,
         inputs=inputs,
     )
 
@@ -191,8 +205,16 @@ def _conv_backward_flops(
     return conv_flop_count(x, weight, grad, transposed) * (mask[0] + mask[1])
 
 
+def is_view(operation: torch._ops.OpOverload) -> bool:
+    """Whether an aten operation computes nothing: its result is another view of an input's memory, or new memory."""
+    return operation.is_view or operation.namespace == 'prim' or operation._schema.name in NO_WORK
+
+
 class _FlopCounter(TorchDispatchMode):
-    """Sum of torch's FLOP formulas: ``FlopCounterMode`` without its account per module, half of its time."""
+    """Sum of torch's FLOP formulas: ``FlopCounterMode`` without its account per module, half of its time.
+
+    Counts operations as well: of custom and compiled ones those inside, which call aten in their turn.
+    """
 
     formulas = {
         **flop_registry,
@@ -207,10 +229,12 @@ class _FlopCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self.operations = 0
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        self.operations += not is_view(func)
         formula = self.formulas.get(func._overloadpacket)
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=out)
