@@ -199,6 +199,18 @@ def test_stopping_the_comparison_stops_its_runs(tmp_path):
     assert not (tmp_path / 'run' / 'survived').exists()
 
 
+def test_heights_above_the_chord():
+    """By hand: at a quarter of the way the chord of seed 0 stands at 62, that of seed 1 at 71."""
+    scores = dict(remove={0: 60, 1: 70, 2: 1}, e2e={0: 68, 1: 74}, fuse={0: 63, 1: 75, 2: 9}, own={2: 5})
+    heights = comparison.chord_heights(scores, dict(remove=100, e2e=300, fuse=150, own=200))
+    assert heights.keys() == {'fuse'}  # own shares no seed with both ends
+    assert (heights['fuse']['n'], heights['fuse']['mean'], heights['fuse']['share']) == (2, 2.5, 0.25)
+    # deviation of 1 and 4: 2.1213; t(0.975, 1) = 12.706; half width 19.06
+    assert heights['fuse']['ci'] == pytest.approx([2.5 - 19.06, 2.5 + 19.06], abs=0.01)
+    assert comparison.chord_heights(scores, dict.fromkeys(scores, 1)) == {}
+    assert comparison.chord_heights(dict(fuse={0: 1}), dict(fuse=1)) == {}
+
+
 def test_table_and_picture(tmp_path):
     cost = dict(params=4_000_000, flops=2e9, activation_bytes=3 * 2**20)
     half = dict(params=1_000_000, flops=1e9, activation_bytes=1.5 * 2**20)
@@ -207,7 +219,8 @@ def test_table_and_picture(tmp_path):
     for arm, row in arms.items():
         row.update(scores=scores[arm], cost=cost if arm == 'e2e' else half, step_time=2.0 if arm == 'e2e' else 1.5)
     result = dict(config='c.py', metric='mIoU', seeds=[0, 1], jobs=1, batch=4, shape=[32, 64], arms=arms)
-    title, _, *lines = comparison.table(result).splitlines()
+    text = comparison.table(result)
+    title, _, *lines = text.splitlines()
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[:5]]
     assert title == '## c.py'
     assert cells[0][:6] == ['arm', 'n', 'mIoU', 'difference to e2e', 'difference to remove', 'trained params']
@@ -216,7 +229,9 @@ def test_table_and_picture(tmp_path):
     difference = '+0.05 [-0.585, +0.685]'
     assert cells[3][:7] == ['fuse', '2', '0.6000 ± 0.14', difference, '+0.1', '1.00 M (0.25)', '1.00 G (0.50)']
     assert lines[3].endswith('1.5 s (0.75) |')
-    assert 'at 32x64, batch 4' in lines[-1]
+    assert 'at 32x64, batch 4' in text
+    # remove costs what fuse costs and has seed 1 only: the height is the difference there
+    assert re.search(r'\| fuse +\| +\+0.1 at 0.00 \| +\+0.1 at 0.00 \|', text)
     assert cells[4][:6] == ['remove', '1', '0.6000', '+0', '', '1.00 M (0.25)']
     assert len({len(line) for line in lines[:5]}) == 1  # the columns are aligned
     for num in (1, 2):  # a row of panels for each

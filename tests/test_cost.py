@@ -73,6 +73,8 @@ def test_hand_calculation():
     assert got.forward_flops == CONV1 + CONV2
     # the image needs no gradient, so conv1's backward is one product, that of conv2 two
     assert got.flops == 2 * CONV1 + 3 * CONV2
+    # conv1, norm, ReLU and conv2, and of each its backward; that of the loss is not the backbone's
+    assert got.operations == 4 + 4
     # the normalization keeps its input; the ReLU's result is what conv2 keeps; the image is not counted
     assert got.activation_bytes == 2 * MAP
 
@@ -334,12 +336,13 @@ def test_whole_model_and_optimizer():
 
 
 def test_report():
-    before = cost.Cost(2_000_000, 2_500_000, 4 * 10**9, 10**9, 3 * 2**20, 8 * 10**6, cost.ImageInput())
-    after = cost.Cost(1_500_000, 2_000_000, 3 * 10**9, 10**9, 2**20, 6 * 10**6, cost.ImageInput())
+    before = cost.Cost(2_000_000, 2_500_000, 4 * 10**9, 10**9, 3 * 2**20, 8 * 10**6, 40, cost.ImageInput())
+    after = cost.Cost(1_500_000, 2_000_000, 3 * 10**9, 10**9, 2**20, 6 * 10**6, 50, cost.ImageInput())
     title, *lines = [line.replace('|', ' ').split() for line in cost.report(before, after).splitlines()]
     assert title == ['Cost', 'of', 'the', 'backbone,', '800x1344,', 'batch', '2', 'before', 'after', 'gap', 'remain']
     assert ['trainable', 'parameters', '2.00', 'M', '1.50', 'M', '-500.00', 'k', '75.0%'] in lines
     assert ['train', 'FLOPs', '4.00', 'G', '3.00', 'G', '-1.00', 'G', '75.0%'] in lines
+    assert ['operations', '40', '50', '10', '125.0%'] in lines
     assert ['activation', 'bytes', '3.0', 'MiB', '1.0', 'MiB', '-2.0', 'MiB', '33.3%'] in lines
 
 

@@ -20,6 +20,8 @@ from mmengine.config import DictAction
 from repl_mm import arms as language
 from repl_mm import config, cost
 
+SMALL = cost.ImageInput((64, 64), 2)  # where the number of operations counts more than their size
+
 
 def parse_args(args=None):
     parser = argparse.ArgumentParser(
@@ -35,7 +37,12 @@ def parse_args(args=None):
     parser.add_argument('--json', metavar='OUT', help='write all counts to this file')
     parser.add_argument('--plot', metavar='OUT', help='draw the relative costs into this picture')
     parser.add_argument(
-        '--time', type=int, nargs='?', const=5, metavar='ROUNDS', help='measure steps as well (5 rounds if no number)'
+        '--time',
+        type=int,
+        nargs='?',
+        const=5,
+        metavar='ROUNDS',
+        help='measure steps as well, at that size and at 64x64 (5 rounds if no number)',
     )
     parser.add_argument('--time-shape', type=int, nargs=2, metavar=('H', 'W'), help='input of the steps, else --shape')
     parser.add_argument('--time-batch', type=int, help='images in a measured step, else --batch')
@@ -100,9 +107,11 @@ def main(args=None):
     print(cost.table(rows, os.path.basename(args.config), optimizer))
     out = dict(config=args.config, optimizer=optimizer, rows=list(cost.relative(rows)))
     if args.time:
-        arms = [dataclasses.replace(arm, inputs=steps) for arm, row in zip(arms, rows, strict=True) if row.cost]
-        out['time'] = cost.time_arms(arms, cfg, args.time, device)
-        print(cost.time_table(out['time'], f'Steps on {device}, {steps}: median over {args.time} rounds'))
+        arms = [arm for arm, row in zip(arms, rows, strict=True) if row.cost]
+        for key, inputs in dict(time=steps, time_small=SMALL).items():
+            timed = [dataclasses.replace(arm, inputs=inputs) for arm in arms]
+            out[key] = cost.time_arms(timed, cfg, args.time, device)
+            print(cost.time_table(out[key], f'Steps on {device}, {inputs}: median over {args.time} rounds'))
     if args.json:
         with open(args.json, 'w') as file:
             json.dump(out, file, indent=1)

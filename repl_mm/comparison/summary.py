@@ -10,6 +10,8 @@ from typing import Any
 from ..arms import REFERENCES
 from ..tables import amount, markdown, mebibytes
 
+# the costs over which there is a chord, with their titles
+CHORDS = dict(flops='train FLOPs', params='trained params', activation_bytes='activations')
 METRICS = ('coco/bbox_mAP', 'mIoU', 'accuracy/top1')
 
 
@@ -80,6 +82,33 @@ def summarize(scores: dict[str, dict[int, float]]) -> dict[str, dict]:
     return rows
 
 
+def chord_heights(scores: dict[str, dict[int, float]], costs: dict[str, float]) -> dict[str, dict]:
+    """Return how far every arm lies above the chord, the straight line from `remove` to `e2e` over one kind of cost.
+
+    On the chord lies what is to be had by fewer or more blocks alone: what lies above it is worth its cost.
+
+    Args:
+        scores (dict[str, dict[int, float]]): Score by arm and seed.
+        costs (dict[str, float]): One cost by arm.
+
+    Returns:
+        dict[str, dict]: For every other arm what :func:`paired` gives, of the seeds that it has in common with both
+        ends, and ``share``, how far its cost lies on the way from `remove` (0) to `e2e` (1). Empty without both ends,
+        or if their costs are the same.
+    """
+    if not {*REFERENCES} <= {*scores} or costs['e2e'] == costs['remove']:
+        return {}
+    heights = {}
+    for arm in scores.keys() - {*REFERENCES}:
+        share = (costs[arm] - costs['remove']) / (costs['e2e'] - costs['remove'])
+        common = scores['e2e'].keys() & scores['remove'].keys()
+        chord = {s: scores['remove'][s] + share * (scores['e2e'][s] - scores['remove'][s]) for s in common}
+        height = paired(scores[arm], chord)
+        if height['n']:
+            heights[arm] = dict(height, share=share)
+    return heights
+
+
 def paired(scores: dict[int, float], reference: dict[int, float]) -> dict:
     """Return the paired difference of two arms.
 
@@ -131,7 +160,29 @@ def table(result: dict) -> str:
         f'{result["batch"]}, in brackets relative to {first}; step: median time of a training step of the whole '
         f'model; runs at a time: {result["jobs"]}.'
     )
-    return '\n'.join([f'## {result["config"]}', '', markdown(columns, rows), '', note, ''])
+    parts = [f'## {result["config"]}', markdown(columns, rows), note]
+    chords = _chord_rows(result)
+    if chords:
+        parts.append(markdown(['above the chord of', *CHORDS.values()], chords))
+        parts.append(
+            'The chord is the straight line from remove to e2e over a cost; in brackets its 95 % t-interval, then how '
+            'far the cost lies on the way from remove (0) to e2e (1). On a chord lie thinner and thicker nets.'
+        )
+    return '\n\n'.join([*parts, ''])
+
+
+def _chord_rows(result: dict) -> list[list[str]]:
+    """For every arm between the ends its heights above the chords; empty without both ends."""
+    scores = {arm: row['scores'] for arm, row in result['arms'].items()}
+    heights = {}
+    for key in CHORDS:
+        heights[key] = chord_heights(scores, {arm: row['cost'][key] for arm, row in result['arms'].items()})
+    rows = []
+    for arm in result['arms']:
+        found = [heights[key].get(arm) for key in CHORDS]
+        if any(found):
+            rows.append([arm, *(h and f'{_difference_text(h)} at {h["share"]:.2f}' or '' for h in found)])
+    return rows
 
 
 def _base(result: dict) -> tuple[str, dict]:

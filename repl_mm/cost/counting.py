@@ -94,14 +94,15 @@ def measure(backbone: nn.Module, inputs: ImageInput | None = None, moments: int 
         return handle
 
     try:
-        with no_random_change(), mode, _FlopCounter() as counter:
+        with no_random_change(), mode:
             x = inputs.make()
+        with no_random_change(), mode, _FlopCounter() as counter:
             with saved_tensors_hooks(pack, lambda handle: handle.tensor):
                 outputs = backbone(x)
             given = {_storage(tensor) for tensor in [x, *params, *backbone.buffers()]}
             kept = {_storage(handle.tensor): handle.tensor.untyped_storage().nbytes() for handle in saved}
             forward_flops = counter.total
-            backward(outputs)
+            gradients = backward(outputs)  # given by what stands behind the backbone
             flops = counter.total
     except RuntimeError as error:
         raise RuntimeError(
@@ -115,7 +116,7 @@ def measure(backbone: nn.Module, inputs: ImageInput | None = None, moments: int 
         forward_flops=forward_flops,
         activation_bytes=sum(size for storage, size in kept.items() if storage not in given),
         optimizer_bytes=4 * moments * trainable,
-        operations=counter.operations,
+        operations=counter.operations - gradients,
         inputs=inputs,
     )
 
@@ -137,11 +138,12 @@ def synthesis_flops(backbone: nn.Module) -> int:
     return counter.total
 
 
-def backward(outputs: Any) -> None:
-    """Run the backward pass from all tensors in an output that need one, with gradients of ones."""
+def backward(outputs: Any) -> int:
+    """Run the backward pass from all tensors in an output that need one, with gradients of ones; return how many."""
     found = [out for out in tree_leaves(outputs) if isinstance(out, Tensor) and out.requires_grad]
     if found:
         torch.autograd.backward(found, [torch.ones_like(out) for out in found])
+    return len(found)
 
 
 @contextmanager

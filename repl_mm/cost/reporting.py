@@ -14,6 +14,7 @@ _COUNTS = (
     ('trainable params', 'params', amount),
     ('train FLOPs', 'flops', amount),
     ('activations', 'activation_bytes', mebibytes),
+    ('operations', 'operations', str),
     ('optimizer', 'optimizer_bytes', mebibytes),
 )
 
@@ -30,6 +31,7 @@ def report(before: Cost, after: Cost) -> str:
         ('all parameters', 'total_params', amount),
         ('train FLOPs', 'flops', amount),
         ('activation bytes', 'activation_bytes', mebibytes),
+        ('operations', 'operations', str),
         ('optimizer bytes', 'optimizer_bytes', mebibytes),
     ]
     rows = []
@@ -70,7 +72,8 @@ def table(rows: Sequence[Row], title: str = '', optimizer: str = 'SGD with momen
     first = next((row.name for row in measured if row.name == 'e2e'), measured[0].name)
     caption = (
         f'The backbone alone, {measured[0].cost.inputs}; second number: relative to {first}. FLOPs: forward + '
-        f'backward, multiply-add = 2. Activations: bytes saved for backward. Optimizer state: {optimizer}. '
+        f'backward, multiply-add = 2. Activations: bytes saved for backward. Operations: of a step, views apart; on a '
+        f'GPU a kernel each. Optimizer state: {optimizer}. '
         'Kept: share of the saving that removing the same blocks gives.'
     )
     synthesis = [f'{row.name} {row.synthesis_flops / row.cost.flops:.2%}' for row in measured if row.synthesis_flops]
