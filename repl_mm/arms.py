@@ -3,7 +3,7 @@
 ::
 
     e2e       the stock backbone, no block replaced
-    fuse      RepL; share, own, remove: the same slots with that `mode`
+    fuse      RepL; remove, patch, linear, share, own, random: the same slots with that `mode`
     full      fused weights in the structure of the replaced block (`mode='fuse', operator='full'`)
     detach    RepL without gradient to the neighbours through the computing layers (`mode='fuse', detach=True`)
     KEY=VALUE RepL with other words in `replace`, for instance `operator=mlp` or `operator=mlp,ratio=0.5`
@@ -38,14 +38,13 @@ from .config import (
 )
 from .inputs import ImageInput
 from .non_reentrant import is_non_reentrant, make_all_non_reentrant
+from .plan import MODES
 from .surgery import check_keys
 
 PLANS = {
     'e2e': None,
     'fuse': dict(mode='fuse'),
-    'remove': dict(mode='remove'),
-    'share': dict(mode='share'),
-    'own': dict(mode='own'),
+    **{mode: dict(mode=mode) for mode in MODES if mode != 'fuse'},
     'full': dict(mode='fuse', operator='full'),
     'detach': dict(mode='fuse', detach=True),
 }

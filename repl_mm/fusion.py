@@ -60,7 +60,12 @@ def align_channels(weight: Tensor, dim: int, length: int) -> Tensor:
         return weight
     if length == 1:
         return weight.mean(dim, keepdim=True)
-    return weight.index_select(dim, spread(length, weight.shape[dim]).to(weight.device))
+    size = weight.shape[dim]
+    if size % length == 0:  # a view
+        return weight[:: size // length] if dim == 0 else weight[:, :: size // length]
+    if length % size == 0:
+        return weight.repeat_interleave(length // size, dim)
+    return weight.index_select(dim, spread(length, size).to(weight.device))
 
 
 def with_lengths(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,19 +199,117 @@ class FusedWeight(WeightSource):
                 coefficient = turn
             self.coefficients.append(nn.Parameter(coefficient / rate))
 
-    def transform(self, j: int, matrix: Tensor) -> Tensor:
-        """``T_j`` of one neighbour's matrix: ``(hidden_j, outer)`` -> ``(hidden, outer)``."""
-        coefficient = self.coefficients[j].to(matrix.dtype) * self.rate
-        matrix, length = with_lengths(matrix) if self.normalize else (matrix, matrix.new_ones(len(matrix), 1))
+    def transform(self, j: int, matrix: Tensor, total: Tensor | None) -> Tensor:
+        """``T_j`` of one neighbour's matrix, ``(hidden_j, outer)`` -> ``(hidden, outer)``, added to ``total``."""
+        factor = self.coefficients[j].to(matrix.dtype)
+        length = None
+        if self.normalize:
+            matrix, length = with_lengths(matrix)
         if self.type == 'mix':
             # the row lengths go into the small factor, so that no normalized copy of the weight is made
-            factor = coefficient / length.view(self.groups, 1, -1)
-            return torch.bmm(factor, matrix.view(self.groups, factor.shape[2], -1)).flatten(0, 1)
+            if length is not None:
+                factor = factor / length.view(self.groups, 1, -1)
+            matrix = matrix.view(self.groups, factor.shape[2], -1)
+            if total is None:
+                return torch.bmm(factor, matrix).flatten(0, 1)
+            return torch.baddbmm(total.unflatten(0, (self.groups, -1)), factor, matrix).flatten(0, 1)
         hidden = self.shape[self.dim]
-        return align_channels(matrix, 0, hidden) * (coefficient[:, None] / align_channels(length, 0, hidden))
+        factor = factor[:, None] if length is None else factor[:, None] / align_channels(length, 0, hidden)
+        matrix = align_channels(matrix, 0, hidden)
+        return matrix * factor if total is None else torch.addcmul(total, matrix, factor)
 
     def forward(self, weights: list[Tensor]) -> Tensor:
-        return self.unmatrix(sum(self.transform(j, self.matrix(weight)) for j, weight in enumerate(weights)))
+        total = None
+        for j, weight in enumerate(weights):
+            total = self.transform(j, self.matrix(weight), total)
+        return self.unmatrix(total if self.rate == 1 else total * self.rate)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, {self.type}, groups={self.groups}'
+
+
+class UnitsWeight(WeightSource):
+    r"""Hidden units taken whole: the first half of them from the preceding block, the second from the succeeding one.
+
+    In all operators of a computing layer the same units come from the same block, so that what a unit reads, computes
+    and writes belongs together: between the borrowed weights stands the nonlinearity that stands there in the blocks.
+    A normalization has to follow the operator: scales are as they are.
+
+    The transformation, of the last operator of a branch, is
+
+    * ``scalar``: one number per neighbour; ``channel``: one number per hidden unit;
+    * ``mix``: a matrix that mixes the output channels, or, where the operator is 1x1, the hidden units, whichever are
+      fewer; block-diagonal with ``mix_groups`` blocks.
+
+    It starts as the identity.
+
+    Args:
+        groups (int): Groups of the convolution. Of a dense neighbour's weight the blocks on the diagonal are taken.
+            Defaults to 1.
+        type (str | None): The transformation. Defaults to None, none.
+        mix_groups (int): Lowered to a common divisor of the channel counts. Defaults to 1.
+    """
+
+    def __init__(self, shape, neighbours, dim=0, groups=1, type=None, mix_groups=1):
+        super().__init__(shape, neighbours, dim)
+        self.type = type
+        self.conv_groups = groups
+        hidden, count = self.shape[dim], len(self.neighbour_shapes)
+        bounds = [hidden * j // count for j in range(count + 1)]
+        # runs of units as (neighbour, first unit, number of units, group): each of one neighbour and one group
+        self.runs = [
+            (j, max(bounds[j], low), min(bounds[j + 1], high) - max(bounds[j], low), group)
+            for group, (low, high) in enumerate(
+                (hidden * g // groups, hidden * (g + 1) // groups) for g in range(groups)
+            )
+            for j in range(count)
+            if min(bounds[j + 1], high) > max(bounds[j], low)
+        ]
+        self.outputs = len(self.shape) > 2 and math.prod(self.shape[2:]) > 1  # whether they are mixed
+        mixed = self.shape[0] if self.outputs else hidden
+        self.groups = math.gcd(mix_groups, mixed)
+        if type == 'mix':
+            start = torch.eye(mixed // self.groups).repeat(self.groups, 1, 1)
+        elif type == 'channel':
+            start = torch.ones(hidden)
+        elif type == 'scalar':
+            start = torch.ones(count)
+        self.coefficients = nn.ParameterList([] if type is None else [nn.Parameter(start)])
+
+    def select(self, weights: list[Tensor]) -> Tensor:
+        """The chosen units side by side."""
+        hidden, outer = self.shape[self.dim], self.shape[1 - self.dim]
+        ready = []
+        for weight in weights:
+            weight = align_channels(align_kernel(weight, self.shape[2:]), self.dim, hidden)
+            # of a dense weight a group reads its own part; other widths are brought to that of the operator
+            whole = self.conv_groups > 1 and weight.shape[1] == hidden
+            ready.append(weight if whole else align_channels(weight, 1 - self.dim, outer))
+        parts = []
+        for j, first, length, group in self.runs:
+            part = ready[j].narrow(self.dim, first, length)
+            parts.append(part if part.shape[1 - self.dim] == outer else part.narrow(1, group * outer, outer))
+        return torch.cat(parts, self.dim) if len(parts) > 1 else parts[0]
+
+    def forward(self, weights: list[Tensor]) -> Tensor:
+        kernel = self.select(weights)
+        if self.type is None:
+            return kernel
+        coefficient = self.coefficients[0].to(kernel.dtype)
+        if self.type != 'mix':
+            if self.type == 'scalar':
+                sizes = torch.tensor([sum(r[2] for r in self.runs if r[0] == j) for j in range(len(weights))])
+                coefficient = coefficient.repeat_interleave(sizes.to(coefficient.device))
+            return kernel * coefficient.view([-1 if d == self.dim else 1 for d in range(kernel.dim())])
+        size = coefficient.shape[1]
+        if self.outputs:
+            mixed = torch.bmm(coefficient, kernel.reshape(self.groups, size, -1))
+        elif self.groups == 1:
+            mixed = kernel.flatten(1) @ coefficient[0]
+        else:
+            blocks = kernel.reshape(-1, self.groups, size).transpose(0, 1)
+            mixed = torch.bmm(blocks, coefficient).transpose(0, 1)
+        return mixed.reshape(self.shape)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, {self.type}, groups={self.groups}'
@@ -250,7 +353,7 @@ class Synthesis(nn.Module):
 
 
 def build_source(mode: str, shape, neighbours, dim: int, start: float, fusion: dict) -> WeightSource:
-    """The weight source of a mode ('fuse', 'share' or 'own'); ``fusion`` holds FusedWeight's further settings."""
+    """The weight source of a mode with weights; ``fusion`` holds FusedWeight's further settings."""
     if mode == 'own':
         return OwnWeight(shape, neighbours, dim, start)
     if mode == 'share':

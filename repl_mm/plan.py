@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from .fusion import TRANSFORMS
 
-MODES = ('fuse', 'remove', 'share', 'own')
+MODES = ('fuse', 'remove', 'patch', 'linear', 'share', 'own', 'random')
+PLAIN = ('remove', 'patch', 'linear')  # those without an operator: nothing is synthesized
 KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'detach')
 
 
@@ -67,8 +68,9 @@ class Plan:
         lines = [
             f'RepL plan of {self.backbone}: {len(self.slots)} of {total} blocks replaced',
             f'  mode={self.mode!r}'
-            + ('' if self.mode == 'remove' else f', operator={self.operator!r}, ratio={self.ratio:g}')
-            + (f', fusion={self.fusion}, detach={self.detach}' if self.mode == 'fuse' else ''),
+            + ('' if self.mode in PLAIN else f', operator={self.operator!r}, ratio={self.ratio:g}')
+            + (f', fusion={self.fusion}' if self.mode in ('fuse', 'random') else '')
+            + (f', detach={self.detach}' if self.mode == 'fuse' else ''),
         ]
         for stage, depth in enumerate(self.depths):
             replaced = {s.index for s in self.slots if s.stage == stage}
@@ -90,9 +92,9 @@ def differences(have: dict, want: dict) -> list[str]:
     """
     lines = []
     keys = ['depths', 'mode']
-    if 'remove' not in (have.get('mode'), want.get('mode')):
+    if not {*PLAIN} & {have.get('mode'), want.get('mode')}:
         keys += ['operator'] + (['ratio'] if want.get('operator') not in ('conv', 'full') else [])
-        if have.get('mode') == want.get('mode') == 'fuse':
+        if have.get('mode') == want.get('mode') and want.get('mode') in ('fuse', 'random'):
             keys += ['fusion']
     for key in keys:
         if have.get(key) != want.get(key):
@@ -182,7 +184,9 @@ def make_plan(
             stage's last block (see :func:`default_slots`). Defaults to None, the family's if ``slots`` is not given.
         stages (Sequence[int] | None): The stages in which ``every`` works. Defaults to None, all that are not frozen.
         slots (Sequence[tuple[int, int]] | None): Explicit (stage, index) pairs instead of ``every``. Defaults to None.
-        mode (str): 'fuse' (RepL), 'remove', 'share' or 'own'. Defaults to 'fuse'.
+        mode (str): 'fuse' (RepL), or a control: 'remove' (nothing stands in the slot), 'patch' (a gain and a bias per
+            channel), 'linear' (with them a linear map of the channels), 'share' (the preceding block's weights), 'own'
+            (free weights) or 'random' (fixed random weights in the neighbours' place). Defaults to 'fuse'.
         operator (str | None): One of ``operators``. Defaults to None, the first of them.
         ratio (float | None): Hidden width of the light operators relative to the replaced block's. Defaults to None,
             the family's.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from .checkpoint import attach_plan
@@ -71,8 +72,12 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     for slot in plan.slots:
         between = tuple(stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding)))
         block = stages[slot.stage][slot.index]
-        layer = family.build(plan, block, between).to(next(block.parameters()))  # its device and precision
+        layer = family.build(plan, block, between)
+        if plan.mode == 'random':
+            layer.replace_borrowed(torch.Generator().manual_seed(1000 * slot.stage + slot.index))
+        layer = layer.to(next(block.parameters()))  # its device and precision
         layer.between = between
+        layer.with_cp = getattr(block, 'with_cp', False)
         for neighbour in layer.neighbours:
             name = names[id(neighbour.block)]
             stage, _, key = name.rpartition('.')

@@ -28,7 +28,7 @@ def test_arms_differ_in_the_backbones_words_only():
     pytest.importorskip('mmdet')
     cfg = Config.fromfile(ROOT / 'configs' / 'retinanet_r34_repl_bccd.py')
     assert cfg.model.backbone.type == 'RepLResNet'
-    words = {mode: dict(mode=mode) for mode in ('fuse', 'remove', 'share', 'own')}
+    words = {mode: dict(mode=mode) for mode in ('fuse', 'remove', 'patch', 'linear', 'share', 'own', 'random')}
     words.update(e2e=None, full=dict(mode='fuse', operator='full'), detach=dict(mode='fuse', detach=True))
     assert set(words) == set(arms.PLANS)
     for arm in arms.PLANS:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import sys
 from pathlib import Path
 
 import mmcv
@@ -234,14 +235,18 @@ def test_a_computing_layer_drops_numbers_at_the_rate_of_its_mlp(name, settings):
     torch.testing.assert_close(found[kept], branch[kept] / 0.7, **CLOSE)
 
 
+@pytest.mark.parametrize('large', [0, 2**20])
 @pytest.mark.parametrize('name', ['vit', 'beit', 'swin', 'mit'])
-def test_recomputation_gives_the_gradients_of_the_plain_branch(name):
+def test_recomputation_gives_the_gradients_of_the_plain_branch(name, large, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules['repl_mm.computing_layers.base'], 'LARGE', large
+    )  # 0: the synthesis is recomputed as well
     layer, (x, *shape), _ = dropping(name, 0.5, INNER[name][1])
     layer.train()
     x = x[:1].expand(8, -1, -1).clone().requires_grad_()
     variables = [x, *layer.parameters(), *(p for neighbour in layer.neighbours for p in neighbour.block.parameters())]
     found = []
-    for call in (layer, lambda x, *shape: x + layer.drop(layer.branch(x, *shape))):
+    for call in (layer, lambda x, *shape: x + layer.drop(layer.branch(x, layer.weights(), *shape))):
         torch.manual_seed(1)
         found.append(torch.autograd.grad(call(x, *shape).square().sum(), variables, allow_unused=True))
     for one, other in zip(*found, strict=True):

@@ -10,8 +10,8 @@ from repl_mm.families import encoder
 
 R50 = dict(type='RepLResNet', depth=50, base_channels=8)
 FREE = 'stage 0 is frozen (frozen_stages), a computing layer there would never be trained'
-MODES = "'fuse', 'remove', 'share', 'own'"
-OPERATORS = "'separable', 'conv', 'full'"
+MODES = "'fuse', 'remove', 'patch', 'linear', 'share', 'own', 'random'"
+OPERATORS = "'separable', 'conv', 'half', 'full'"
 TRANSFORMS = "'scalar', 'channel', 'mix'"
 DCN = dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, False, False, True))
 CONTEXT = dict(type='ContextBlock', ratio=0.25)

@@ -9,6 +9,8 @@ block. Its neighbours are not its children (:mod:`.borrowing`): so their paramet
 from .base import ComputingLayer, recomputed
 from .borrowing import BorrowError, dotted, is_sharded, tensor_of
 from .full import FullComputingLayer
+from .half import HalfComputingLayer
+from .patch import PatchComputingLayer
 from .residual import ResidualComputingLayer
 from .transformer import TransformerComputingLayer
 
@@ -16,6 +18,8 @@ __all__ = [
     'BorrowError',
     'ComputingLayer',
     'FullComputingLayer',
+    'HalfComputingLayer',
+    'PatchComputingLayer',
     'ResidualComputingLayer',
     'TransformerComputingLayer',
     'dotted',

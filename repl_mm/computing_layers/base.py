@@ -1,5 +1,7 @@
 """What all computing layers have in common: the identity, synthesized weights, recomputation, folding."""
 
+import itertools
+import math
 from contextlib import ExitStack
 
 import torch
@@ -11,6 +13,8 @@ from .borrowing import Watch, recorded
 
 # where autocast may be on
 DEVICES = ['cpu', *([accelerator.type] if (accelerator := torch.accelerator.current_accelerator()) else [])]
+
+LARGE = 2**22  # elements; fewer are not worth a second synthesis
 
 
 class ComputingLayer(nn.Module):
@@ -29,6 +33,8 @@ class ComputingLayer(nn.Module):
     """
 
     _folded: tuple | None = None
+    with_cp = False  # of the replaced block: memory is dearer than time
+    random = False  # whether noise stands in the place of what is borrowed
     between: tuple[nn.Module, ...] = ()  # the kept blocks on both sides, also where they lend nothing
 
     def __init__(self, syntheses=None, neighbours: tuple = (), neighbour_weights=None, detach: bool = False):
@@ -46,6 +52,8 @@ class ComputingLayer(nn.Module):
                     shapes.append([tuple(weight.shape) for weight in neighbour_weights(block, name)])
             watches.append(Watch(block, lenders))
         self.neighbours = tuple(watches)
+        borrowed = itertools.chain.from_iterable(itertools.chain.from_iterable(self.lent.values()))
+        self.size = sum(map(math.prod, borrowed))  # elements that the synthesis reads, and saves if they are changed
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if isinstance(x, Proxy):
@@ -76,6 +84,17 @@ class ComputingLayer(nn.Module):
             return weight.to(precision), bias
         return self.repl[_key(name)](weights)
 
+    def replace_borrowed(self, generator: torch.Generator) -> None:
+        """Put fixed random weights of the same size in the place of all that is borrowed: ``mode='random'``.
+
+        They are in no state dict: the same generator gives them again.
+        """
+        for name, shapes in self.lent.items():
+            for index, shape in enumerate(itertools.chain.from_iterable(shapes)):
+                noise = torch.randn(shape, generator=generator)
+                self.register_buffer(f'noise/{_key(name)}/{index}', noise, persistent=False)
+        self.random = True
+
     def borrow(self, name: str) -> list[Tensor]:
         """The neighbours' weights for one operator: preceding first, then succeeding.
 
@@ -87,6 +106,11 @@ class ComputingLayer(nn.Module):
             for neighbour, shapes in zip(self.neighbours, self.lent[name], strict=True)
             for weight in neighbour.borrow(self.neighbour_weights, name, shapes)
         ]
+        if self.random:
+            weights = [
+                self.get_buffer(f'noise/{_key(name)}/{index}') * weight.detach().square().mean().sqrt()
+                for index, weight in enumerate(weights)
+            ]
         return [weight.detach() for weight in weights] if self.detach else weights
 
     def fold(self) -> None:
@@ -106,6 +130,22 @@ class ComputingLayer(nn.Module):
     def weights(self) -> tuple:
         """What ``synthesize()`` gives; the folded result in eval mode, where there is one."""
         return (not self.training and self._folded) or self.synthesize()
+
+    def with_weights(self, function, x: Tensor, *args):
+        """``function(x, weights, *args)``; what it saves for backward, but the weights, is recomputed there.
+
+        So is the synthesis under ``with_cp``, and where its inner tensors, a few times what it reads, are larger than
+        ``x``, and large at all.
+        """
+        if (self.with_cp or 4 * self.size > max(x.numel(), LARGE)) and not self.folded:
+            return recomputed(lambda x, *args: function(x, self.weights(), *args), x, *args)
+        flat = [tensor for pair in self.weights() for tensor in pair]
+
+        def run(x, *rest):
+            pairs = tuple(zip(rest[: len(flat) : 2], rest[1 : len(flat) : 2], strict=True))
+            return function(x, pairs, *rest[len(flat) :])
+
+        return recomputed(run, x, *flat, *args)
 
     def unfold(self) -> None:
         """Synthesize at every forward again."""

@@ -73,8 +73,15 @@ def _made_by_hook(module: nn.Module, name: str) -> Tensor | None:
         if isinstance(hook, WeightNorm) and hook.name == name:
             return hook.compute_weight(module)
         if isinstance(hook, SpectralNorm) and hook.name == name:
-            return hook.compute_weight(module, do_power_iteration=False)
+            return _spectral(hook, module)
     return getattr(module, name, None)
+
+
+def _spectral(hook: SpectralNorm, module: nn.Module) -> Tensor:
+    """The weight as the hook makes it without a power iteration, by vectors that its next one does not change."""
+    weight = getattr(module, f'{hook.name}_orig')
+    u, v = (getattr(module, f'{hook.name}_{letter}').clone() for letter in 'uv')
+    return weight / torch.dot(u, torch.mv(hook.reshape_weight_to_matrix(weight), v))
 
 
 def _is_sharded(tensor) -> bool:

@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ComputingLayer, recomputed
+from .base import ComputingLayer
 
 
 class TransformerComputingLayer(ComputingLayer):
@@ -33,9 +33,9 @@ class TransformerComputingLayer(ComputingLayer):
         self.drop = drop
         self.eps = eps
 
-    def branch(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
+    def branch(self, x: Tensor, weights: tuple, hw_shape: tuple[int, int] | None = None) -> Tensor:
         """The MLP and the token mixing, without the shortcut."""
-        weights = dict(zip(self.names, self.weights(), strict=True))
+        weights = dict(zip(self.names, weights, strict=True))
         x = F.layer_norm(x, x.shape[-1:], eps=self.eps)
         hidden = linear(x, weights['fc1'][0])
         if 'spatial' in weights:
@@ -47,7 +47,7 @@ class TransformerComputingLayer(ComputingLayer):
         return out
 
     def compute(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
-        return x + self.drop(recomputed(self.branch, x, hw_shape))
+        return x + self.drop(self.with_weights(self.branch, x, hw_shape))
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

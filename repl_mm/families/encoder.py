@@ -13,12 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from .. import fusion
-from ..computing_layers import ComputingLayer, FullComputingLayer, TransformerComputingLayer, tensor_of
+from ..computing_layers import (
+    ComputingLayer,
+    FullComputingLayer,
+    PatchComputingLayer,
+    TransformerComputingLayer,
+    tensor_of,
+)
 from ..plan import Plan, PlanError
 from ..subclass import Specialized, specialize
 from .contract import missing
 
-OPERATORS = ('mixer', 'mlp', 'full')
+OPERATORS = ('mlp', 'mixer', 'full')
 DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
 RATE = 30.0  # of the fusion coefficients: transformers are trained by AdamW, and their weights are of the size 1 / 30
 EXPECTED = 'encoder layers with norm1, attn, norm2 and ffn'
@@ -131,13 +137,15 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     Raises:
         PlanError: The layers are built in a way that the plan's operator cannot use.
     """
+    channels = width(block)
     if plan.mode == 'remove':
         return ComputingLayer()
+    if plan.mode in ('patch', 'linear'):
+        return PatchComputingLayer(channels, plan.mode == 'linear', maps=False)
     if plan.mode == 'own':
         neighbours = ()  # they lend nothing
     elif plan.mode == 'share':
         neighbours = neighbours[:1]
-    channels = width(block)
     borrowed = functools.partial(weights, channels=channels)
     if plan.operator == 'full':
         return _full(plan, block, neighbours, borrowed)

@@ -2,16 +2,24 @@
 
 import copy
 import functools
+import math
 
 import torch
 from torch import Tensor, nn
 
 from .. import fusion
-from ..computing_layers import ComputingLayer, FullComputingLayer, ResidualComputingLayer, tensor_of
+from ..computing_layers import (
+    ComputingLayer,
+    FullComputingLayer,
+    HalfComputingLayer,
+    PatchComputingLayer,
+    ResidualComputingLayer,
+    tensor_of,
+)
 from ..plan import Plan, PlanError
 from .contract import misfit_of_blocks, missing_weights
 
-OPERATORS = ('separable', 'conv', 'full')
+OPERATORS = ('separable', 'conv', 'half', 'full')
 DEFAULTS = dict(every=2, ratio=0.5, fusion=dict(type='mix', groups=2))
 BACKBONES = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'RegNet', 'Res2Net', 'ResNeSt', 'CifarResNet')
 REFUSED = {
@@ -87,19 +95,23 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     Raises:
         PlanError: The plan's operator does not exist for this kind of block.
     """
+    channels = block.get_submodule(conv_names(block, 'expand')[0]).out_channels
     if plan.mode == 'remove':
         return ComputingLayer()
+    if plan.mode in ('patch', 'linear'):
+        return PatchComputingLayer(channels, plan.mode == 'linear', maps=True)
     if plan.mode == 'own':
         neighbours = ()  # they lend nothing
     elif plan.mode == 'share':
         neighbours = neighbours[:1]
     if plan.operator == 'full':
         return _full(plan, block, neighbours)
+    if plan.operator == 'half':
+        return _half(plan, block, neighbours)
     spatial = block.get_submodule(conv_names(block, 'spatial')[0])
-    channels = block.get_submodule(conv_names(block, 'expand')[0]).out_channels
     hidden = max(1, round(plan.ratio * block.conv1.out_channels))
-    kernel, dilation = spatial.kernel_size, spatial.dilation
-    around = dict(padding=tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)), dilation=dilation)
+    kernel = spatial.kernel_size
+    around = _around(kernel, spatial.dilation)
     light = functools.partial(_synthesis, plan, neighbours)
     # Inner gains undo the halving of the second moment by ReLU.
     gain = 2**0.5
@@ -119,6 +131,53 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         )
     drop = getattr(block, 'drop_path', None)  # stochastic depth: CifarResNet and mmpretrain have it, mmdet does not
     return ResidualComputingLayer(convs, neighbours, weights, plan.detach, drop)
+
+
+def _around(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> dict:
+    """Settings of a convolution that keeps the size of its input."""
+    return dict(padding=tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)), dilation=dilation)
+
+
+def _half(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn.Module:
+    """The block's own chain at half the resolution: half of its hidden units from each neighbour."""
+    spatial = block.get_submodule(conv_names(block, 'spatial')[0])
+    channels = block.get_submodule(conv_names(block, 'expand')[0]).out_channels
+    hidden, kernel = block.conv1.out_channels, spatial.kernel_size
+    down = dict(_around(kernel, spatial.dilation), stride=2)
+    around = _around(kernel, tuple(max(1, d // 2) for d in spatial.dilation))  # reaches as far at half the resolution
+    norm, last = (_norm(block, number) for number in (1, 3 if hasattr(block, 'conv3') else 2))
+
+    def synthesis(role, shape, dim=0, groups=1, **transformation):
+        shapes = [tuple(weight.shape) for neighbour in neighbours for weight in weights(neighbour, role)]
+        if plan.mode == 'own':
+            source = fusion.OwnWeight(shape, shapes, dim, start=2**0.5)
+        else:
+            source = fusion.UnitsWeight(shape, shapes, dim, groups, **transformation)
+        return fusion.Synthesis(source, None, bias=False)
+
+    mixing = {} if plan.mode == 'share' else dict(type=plan.fusion['type'], mix_groups=plan.fusion.get('groups', 1))
+    if not hasattr(block, 'conv3'):
+        convs = dict(
+            reduce=(synthesis('reduce', (hidden, channels, *kernel)), down, norm),
+            expand=(synthesis('expand', (channels, hidden, *kernel), dim=1, **mixing), around, last),
+        )
+    else:
+        groups = math.lcm(2, spatial.groups) if hidden % math.lcm(2, spatial.groups) == 0 else spatial.groups
+        inner = (hidden, hidden // groups, *kernel)  # each neighbour's units read their like
+        convs = dict(
+            reduce=(synthesis('reduce', (hidden, channels, 1, 1)), dict(stride=2), norm),
+            spatial=(synthesis('spatial', inner, groups=groups), dict(around, groups=groups), copy.deepcopy(norm)),
+            expand=(synthesis('expand', (channels, hidden, 1, 1), dim=1, **mixing), {}, last),
+        )
+    return HalfComputingLayer(convs, neighbours, weights, plan.detach, getattr(block, 'drop_path', None))
+
+
+def _norm(block: nn.Module, number: int) -> nn.Module:
+    """A fresh norm like that behind a block's convolution of this number."""
+    name = next(name for name in (f'norm{number}', f'bn{number}') if hasattr(block, name))  # mm's, torchvision's
+    norm = copy.deepcopy(getattr(block, name))
+    norm.reset_parameters()
+    return norm.requires_grad_(True)
 
 
 def _synthesis(plan, neighbours, role, shape, dim=0, start=1.0, gain=None, bias=True) -> fusion.Synthesis:

@@ -1,0 +1,47 @@
+"""The computing layer of residual blocks at half the resolution."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import ComputingLayer, recomputed
+
+
+class HalfComputingLayer(ComputingLayer):
+    """``relu(x + drop(up(branch(x))))``: the chain of a residual block at half the resolution.
+
+    The first convolution of the branch has stride 2, ``up`` repeats every position. The convolutions have synthesized
+    weights, a norm of the layer's own after each and ReLU between.
+
+    The last norm starts at a tenth, so that a converted network starts near the network without the block;
+    initialization from scratch sets it as it sets all norms. Under the replaced block's ``with_cp`` only the input is
+    kept for backward; norms then update their statistics twice in a step, as those of mm's blocks do.
+
+    Args:
+        convs (dict[str, tuple]): Per convolution, in order, its :class:`repl_mm.fusion.Synthesis`, the settings of
+            ``F.conv2d`` (stride, padding, dilation, groups) and its norm.
+        neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
+        drop (nn.Module | None): Stochastic depth of the replaced block. Defaults to None, nothing.
+
+    Shape: ``(N, C, H, W)`` to the same.
+    """
+
+    def __init__(self, convs: dict, neighbours: tuple, neighbour_weights, detach: bool, drop=None):
+        syntheses = {name: synthesis for name, (synthesis, *_) in convs.items()}
+        super().__init__(syntheses, neighbours, neighbour_weights, detach)
+        self.settings = [settings for _, settings, _ in convs.values()]
+        self.repl['norms'] = nn.ModuleList(norm for *_, norm in convs.values())
+        nn.init.constant_(self.repl['norms'][-1].weight, 0.1)
+        self.drop = drop or nn.Identity()
+
+    def branch(self, x: Tensor) -> Tensor:
+        """All but the shortcut."""
+        out = x
+        for i, ((weight, bias), settings) in enumerate(zip(self.weights(), self.settings, strict=True)):
+            out = F.conv2d(F.relu_(out) if i else out, weight, bias, **settings)
+            out = self.repl['norms'][i](out)
+        return F.interpolate(out, x.shape[-2:])
+
+    def compute(self, x: Tensor) -> Tensor:
+        out = recomputed(self.branch, x) if self.with_cp and torch.is_grad_enabled() else self.branch(x)
+        return F.relu_(x + self.drop(out))

@@ -1,0 +1,41 @@
+"""Controls that borrow nothing: what the least repair of a removed block is worth (``mode='patch'``, ``'linear'``)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import ComputingLayer
+
+
+class PatchComputingLayer(ComputingLayer):
+    """``activation(gain * x + bias)`` per channel, plus a linear map of the channels if asked for; all of its own.
+
+    It starts as the identity: gain 1, bias 0, map 0. After it comes what follows the shortcut in the replaced block.
+
+    Args:
+        channels (int): Channels of ``x``.
+        linear (bool): Whether to have the map, ``(channels, channels)``.
+        maps (bool): Whether ``x`` is a feature map ``(N, C, H, W)``; else tokens ``(N, L, C)``.
+
+    Shape: that of ``x``. Feature maps go through a ReLU, as the output of a residual block does.
+    """
+
+    def __init__(self, channels: int, linear: bool, maps: bool):
+        super().__init__()
+        parameters = dict(gain=torch.ones(channels), bias=torch.zeros(channels))
+        if linear:
+            parameters['map'] = torch.zeros(channels, channels)
+        self.repl['patch'] = nn.ParameterDict({name: nn.Parameter(value) for name, value in parameters.items()})
+        self.maps = maps
+
+    def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """Args beyond ``x``, as the shape of a token grid, are not needed."""
+        patch = self.repl['patch']
+        if 'map' in patch:
+            weight = patch['map'] + patch['gain'].diag()
+            if not self.maps:
+                return F.linear(x, weight, patch['bias'])
+            return F.relu_(F.conv2d(x, weight[:, :, None, None], patch['bias']))
+        gain, bias = (p[:, None, None] if self.maps else p for p in (patch['gain'], patch['bias']))
+        out = torch.addcmul(bias, gain, x)
+        return F.relu_(out) if self.maps else out

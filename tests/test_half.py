@@ -1,0 +1,242 @@
+"""Half the resolution, whole hidden units, and the controls beside them: against loops and plain modules."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import DefaultScope
+from torch import nn
+
+import repl_mm
+from repl_mm import apply_repl, computing_layers
+from repl_mm.classification import CifarResNet
+from repl_mm.fusion import UnitsWeight
+from repl_mm.plan import default_slots
+
+mmdet_models = pytest.importorskip('mmdet.models')
+R50 = dict(depth=50, base_channels=8)
+
+
+def r50(**settings):
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return mmdet_models.ResNet(**{**R50, **settings})
+
+
+def only(backbone):
+    ((_, layer),) = computing_layers(backbone)
+    return layer
+
+
+# ---- weight space ---------------------------------------------------------------------------------------------------
+
+# shape, neighbours, hidden dimension, groups -> for every hidden unit its neighbour and the unit there
+UNITS = {
+    'rows': ((4, 3, 1, 1), [(4, 3, 1, 1)] * 2, 0, 1, [(0, 0), (0, 1), (1, 2), (1, 3)]),
+    'columns': ((3, 4, 3, 3), [(3, 4, 3, 3)] * 2, 1, 1, [(0, 0), (0, 1), (1, 2), (1, 3)]),
+    'odd': ((5, 2, 1, 1), [(5, 2, 1, 1)] * 2, 0, 1, [(0, 0), (0, 1), (1, 2), (1, 3), (1, 4)]),
+    'one neighbour': ((4, 3, 1, 1), [(4, 3, 1, 1)], 0, 1, [(0, 0), (0, 1), (0, 2), (0, 3)]),
+    'wider neighbour': ((4, 3, 1, 1), [(8, 3, 1, 1), (4, 3, 1, 1)], 0, 1, [(0, 0), (0, 2), (1, 2), (1, 3)]),
+}
+
+
+@pytest.mark.parametrize('case', UNITS)
+def test_units_are_taken_whole(case):
+    torch.manual_seed(0)
+    shape, neighbours, dim, groups, units = UNITS[case]
+    weights = [torch.randn(n) for n in neighbours]
+    made = UnitsWeight(shape, neighbours, dim, groups)(weights)
+    assert made.shape == shape
+    for h, (j, unit) in enumerate(units):
+        assert torch.equal(made.select(dim, h), weights[j].select(dim, unit)), h
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_grouped_units_read_their_like(count):
+    """In dense neighbours' weights the columns of a group are those of its own units."""
+    torch.manual_seed(0)
+    weights = [torch.randn(4, 4, 3, 3) for _ in range(count)]
+    made = UnitsWeight((4, 2, 3, 3), [(4, 4, 3, 3)] * count, groups=2)(weights)
+    assert torch.equal(made[:2], weights[0][:2, :2]) and torch.equal(made[2:], weights[-1][2:, 2:])
+    grouped = [torch.randn(4, 1, 3, 3) for _ in range(count)]  # groups of the neighbours stay
+    made = UnitsWeight((4, 1, 3, 3), [(4, 1, 3, 3)] * count, groups=4)(grouped)
+    assert torch.equal(made[:2], grouped[0][:2]) and torch.equal(made[2:], grouped[-1][2:])
+
+
+def blocks_of(matrices):
+    return torch.block_diag(*matrices.detach())
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+@pytest.mark.parametrize(('shape', 'outputs'), [((4, 4, 3, 3), True), ((8, 4, 1, 1), False)])
+@pytest.mark.parametrize('kind', ['scalar', 'channel', 'mix'])
+def test_the_transformation_of_the_last_operator(kind, shape, outputs, groups):
+    torch.manual_seed(0)
+    weights = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    source = UnitsWeight(shape, [shape] * 2, 1, 1, kind, groups).double()
+    plain = UnitsWeight(shape, [shape] * 2, 1)(weights)
+    assert torch.equal(source(weights), plain)  # it starts as the identity
+    (coefficient,) = source.coefficients
+    nn.init.normal_(coefficient)
+    if kind == 'scalar':
+        wanted = torch.cat([plain[:, :2] * coefficient[0], plain[:, 2:] * coefficient[1]], 1)
+    elif kind == 'channel':
+        wanted = plain * coefficient.view(1, -1, 1, 1)
+    elif outputs:
+        wanted = torch.einsum('oc,cikl->oikl', blocks_of(coefficient), plain)
+    else:
+        wanted = torch.einsum('oikl,ih->ohkl', plain, blocks_of(coefficient))
+    torch.testing.assert_close(source(weights), wanted)
+    assert torch.autograd.gradcheck(lambda *w: source(list(w)), weights)
+    source(weights).square().sum().backward()
+    assert all(t.grad.any() for t in (coefficient, *weights))
+
+
+# ---- activation space -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [(8, 8), (7, 9), (1, 1)])
+@pytest.mark.parametrize('make', [lambda: CifarResNet(32, base_channels=8), r50], ids=['basic', 'bottleneck'])
+def test_equals_plain_modules(make, size):
+    """Strided convolution, norm, ReLU, ...; nearest upsampling; shortcut; ReLU; and odd sizes."""
+    backbone = make()
+    bottleneck = hasattr(backbone.layer2[1], 'conv3')
+    before = copy.deepcopy(backbone.layer2)
+    apply_repl(backbone, slots=[(1, 1)], operator='half')
+    layer = only(backbone)
+    for norm in layer.repl['norms']:
+        nn.init.uniform_(norm.weight)
+        nn.init.normal_(norm.bias)
+    channels, hidden = before[1].conv1.in_channels, before[1].conv1.out_channels
+    half = hidden // 2
+    first, last = before[0], before[2]
+    mixing = blocks_of(layer.repl['expand'].source.coefficients[0])
+    reduce = first.conv1.weight
+    if reduce.shape[1] != channels:  # the stage's first block reads fewer channels: each is read twice
+        reduce = reduce.repeat_interleave(channels // reduce.shape[1], 1)
+    reduce = torch.cat([reduce[:half], last.conv1.weight[half:]])
+    names = ['conv3'] if bottleneck else ['conv2']
+    expand = torch.cat([getattr(first, names[0]).weight[:, :half], getattr(last, names[0]).weight[:, half:]], 1)
+    assert torch.equal(mixing, torch.eye(len(mixing)))
+
+    x = torch.randn(2, channels, *size).relu()
+    norms = copy.deepcopy(layer.repl['norms'])
+    for norm in norms:
+        norm.eval()
+    layer.eval()
+    kernel = reduce.shape[-1]
+    out = F.relu(norms[0](F.conv2d(x, reduce, stride=2, padding=kernel // 2)))
+    if bottleneck:
+        parts = [first.conv2.weight[:half, :half], last.conv2.weight[half:, half:]]
+        out = torch.cat([F.conv2d(h, w, padding=1) for h, w in zip(out.chunk(2, 1), parts, strict=True)], 1)
+        out = F.relu(norms[1](out))
+    out = norms[-1](F.conv2d(out, expand, padding=expand.shape[-1] // 2))
+    up = out.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, : size[0], : size[1]]
+    torch.testing.assert_close(layer(x), F.relu(x + up), rtol=1e-4, atol=1e-5)
+
+
+def test_dilation_is_halved_with_the_resolution():
+    backbone = r50(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+    apply_repl(backbone, slots=[(2, 1), (3, 1)], operator='half')
+    found = [layer.settings[1]['dilation'] for _, layer in computing_layers(backbone)]
+    assert found == [(1, 1), (2, 2)]
+
+
+def test_norms_are_of_the_replaced_blocks_kind():
+    backbone = r50(norm_cfg=dict(type='GN', num_groups=2))
+    apply_repl(backbone, slots=[(1, 1)], operator='half', mode='own')
+    assert {type(norm) for norm in only(backbone).repl['norms']} == {nn.GroupNorm}
+
+
+def test_with_cp_gives_the_same_gradients():
+    grads = []
+    for with_cp in (False, True):
+        backbone = r50(with_cp=with_cp, norm_eval=True)
+        torch.manual_seed(1)
+        apply_repl(backbone, operator='half')
+        backbone.train()
+        backbone(torch.ones(1, 3, 64, 64))[-1].square().mean().backward()
+        grads.append([p.grad for p in backbone.parameters()])
+    assert len(grads[0]) == len(grads[1])
+    for one, other in zip(*grads, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_compiles_without_a_graph_break():
+    backbone = CifarResNet(20, base_channels=8)
+    apply_repl(backbone, operator='half')
+    backbone.train()
+    stock = torch._dynamo.explain(CifarResNet(20, base_channels=8))(torch.rand(2, 3, 32, 32))
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(backbone)(torch.rand(2, 3, 32, 32))
+    assert (found.graph_break_count, stock.graph_break_count) == (0, 0)
+
+
+# ---- controls -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('mode', ['patch', 'linear'])
+@pytest.mark.parametrize('tokens', [False, True])
+def test_a_patch_starts_as_the_identity_and_borrows_nothing(mode, tokens):
+    if tokens:
+        models = pytest.importorskip('mmseg.models')
+        backbone = models.VisionTransformer(img_size=32, patch_size=8, embed_dims=16, num_layers=4, num_heads=2)
+    else:
+        backbone = CifarResNet(20, base_channels=16)
+    apply_repl(backbone, slots=[(0, 1)], mode=mode)
+    layer = only(backbone)
+    assert layer.neighbours == ()
+    x = torch.randn(2, 5, 16) if tokens else torch.randn(2, 16, 5, 5).relu()
+    torch.testing.assert_close(layer(x), x)
+    assert sum(p.numel() for p in layer.parameters()) == 32 + (256 if mode == 'linear' else 0)
+    gain, bias = layer.repl['patch']['gain'], layer.repl['patch']['bias']
+    nn.init.normal_(gain)
+    nn.init.normal_(bias)
+    weight = torch.diag(gain.detach())
+    if mode == 'linear':
+        nn.init.normal_(layer.repl['patch']['map'])
+        weight = weight + layer.repl['patch']['map'].detach()
+    wanted = (x if tokens else x.permute(0, 2, 3, 1)) @ weight.T + bias
+    wanted = wanted if tokens else wanted.permute(0, 3, 1, 2).relu()
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('operator', ['separable', 'half', 'full'])
+def test_random_weights_stand_in_the_neighbours_place(operator):
+    """Of their size, the same in every network, in no state dict, without gradient to the neighbours."""
+    fused, one, other = (r50(norm_eval=True) for _ in range(3))
+    apply_repl(fused, slots=[(1, 1), (1, 3)], operator=operator)
+    for net in (one, other):
+        apply_repl(net, slots=[(1, 1), (1, 3)], operator=operator, mode='random')
+    assert one.state_dict().keys() == fused.state_dict().keys()
+    layers = [layer for _, layer in computing_layers(one)]
+    again = [layer for _, layer in computing_layers(other)]
+    for layer, same in zip(layers, again, strict=True):
+        for name in layer.names:
+            for found, repeated, lent in zip(
+                *(x.borrow(name) for x in (layer, same)), lent_to(layer, name), strict=True
+            ):
+                assert torch.equal(found, repeated) and not torch.equal(found, lent)
+                size = [t.square().mean().sqrt() for t in (found, lent)]
+                assert size[0] == pytest.approx(size[1].item(), rel=0.2)
+    names = layers[0].names
+    assert not torch.equal(layers[0].borrow(names[0])[1], layers[1].borrow(names[0])[1])  # each slot has its own
+    for net, reaches in ((one, False), (fused, True)):
+        layer = next(layer for _, layer in computing_layers(net))
+        layer(torch.rand(1, 64, 8, 8)).square().sum().backward()
+        assert any(p.grad is not None for p in net.layer2[0].parameters()) == reaches
+
+
+def lent_to(layer, name):
+    return [weight for watch in layer.neighbours for weight in layer.neighbour_weights(watch.block, name)]
+
+
+def test_modes_without_an_operator_are_told_so():
+    backbone = CifarResNet(20)
+    plan = str(apply_repl(backbone, mode='patch'))
+    assert "mode='patch'" in plan and 'operator' not in plan
+    assert len(repl_mm.plan_of(backbone).slots) == 3 * len(default_slots(3, 2))
