@@ -93,7 +93,7 @@ def differences(have: dict, want: dict) -> list[str]:
     lines = []
     keys = ['depths', 'mode']
     if not {*PLAIN} & {have.get('mode'), want.get('mode')}:
-        keys += ['operator'] + (['ratio'] if want.get('operator') not in ('conv', 'full') else [])
+        keys += ['operator'] + (['ratio'] if want.get('operator') not in ('half', 'conv', 'full') else [])
         if have.get('mode') == want.get('mode') and want.get('mode') in ('fuse', 'random'):
             keys += ['fusion']
     for key in keys:
