@@ -17,6 +17,8 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +26,7 @@ import repl_mm
 from repl_mm import config, cost
 from repl_mm.arms import default_arms, read_arm
 from repl_mm.classification import CifarResNet
+from repl_mm.cost.counting import is_view
 
 mmdet_models = pytest.importorskip('mmdet.models')
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,6 +223,67 @@ def test_mode_remove_is_the_limit(reference):
     repl_mm.apply_repl(net, mode='remove')
     assert cost.measure(net) == limit
     assert cost.synthesis_flops(net) == 0
+
+
+# --- operations ------------------------------------------------------------------------------------------------------
+def cheap(name):
+    """A backbone, what is replaced in it, and how many times the operations of E2E a step may have."""
+    if name == 'resnet50':
+        return lambda: resnet(50), dict(operator='half'), cost.ImageInput((800, 1344), 2), 1.4
+    if name == 'resnet50 small':
+        return lambda: resnet(50), dict(operator='half'), cost.ImageInput((64, 64), 1), 1.4
+    if name == 'resnet32':
+        return lambda: CifarResNet(32), dict(operator='half'), cost.ImageInput((32, 32), 128), 1.6
+    vit = pytest.importorskip('mmseg.models').VisionTransformer
+    settings = dict(img_size=(64, 64), embed_dims=192, num_layers=12, num_heads=3)
+    return lambda: vit(**settings), dict(operator='mlp'), cost.ImageInput((64, 64), 2), 1.2
+
+
+@pytest.mark.parametrize('name', ['resnet50', 'resnet50 small', 'resnet32', 'vit'])
+def test_operations_of_a_step(name):
+    """Every one is a launch on a GPU; hidden in a custom or compiled operator it would count all the same."""
+    make, replace, inputs, limit = cheap(name)
+    stock, repl, removed = (make() for _ in range(3))
+    repl_mm.apply_repl(repl, **replace)
+    repl_mm.apply_repl(removed, mode='remove')
+    e2e, ours, least = (cost.measure(net, inputs).operations for net in (stock, repl, removed))
+    assert least < ours <= limit * e2e
+
+
+def test_what_counts_as_a_view(capsys):
+    """Counted by hand in a real step; the list of what was left out is printed."""
+    left_out, counted = set(), []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+            # a view shares the memory of an input and wrote nothing there
+            if is_view(func):
+                left_out.add(str(func))
+                memory = {t.untyped_storage().data_ptr() for t in tensors}
+                new = [t for t in made if t.untyped_storage().data_ptr() not in memory]
+                assert not new or 'empty' in str(func), func
+            else:
+                counted.append(str(func))
+            return out
+
+    net = CifarResNet(20)
+    repl_mm.apply_repl(net, operator='half')
+    x = torch.rand(2, 3, 32, 32)
+    with Count():
+        (out,) = net(x)
+    grad = torch.ones_like(out)
+    with Count():
+        out.backward(grad)
+    print('views:', *sorted(left_out))
+    assert len(counted) == cost.measure(net, cost.ImageInput((32, 32), 2)).operations
+    assert {name.split('.')[1] for name in left_out} <= {
+        *('view', '_unsafe_view', 't', 'transpose', 'permute', 'expand', 'slice', 'select', 'unsqueeze', 'squeeze'),
+        *('detach', 'alias', 'empty', 'empty_like', 'new_empty_strided', 'narrow', 'split', 'as_strided', 'unbind'),
+    }
+    assert 'views: aten.' in capsys.readouterr().out
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------

@@ -165,15 +165,27 @@ def test_with_cp_gives_the_same_gradients():
             torch.testing.assert_close(one, other)
 
 
-@pytest.mark.filterwarnings('ignore')
-def test_compiles_without_a_graph_break():
-    backbone = CifarResNet(20, base_channels=8)
-    apply_repl(backbone, operator='half')
-    backbone.train()
-    stock = torch._dynamo.explain(CifarResNet(20, base_channels=8))(torch.rand(2, 3, 32, 32))
+def graph_breaks(backbone, size):
     torch._dynamo.reset()
-    found = torch._dynamo.explain(backbone)(torch.rand(2, 3, 32, 32))
-    assert (found.graph_break_count, stock.graph_break_count) == (0, 0)
+    backbone.train()
+    return torch._dynamo.explain(backbone)(torch.rand(2, 3, size, size)).graph_break_count
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('replace', [dict(), dict(operator='half'), dict(mode='linear'), dict(mode='random')], ids=str)
+def test_a_compiled_resnet_has_one_graph(replace):
+    backbone = CifarResNet(20, base_channels=8)
+    apply_repl(backbone, **replace)
+    assert graph_breaks(backbone, 32) == graph_breaks(CifarResNet(20, base_channels=8), 32) == 0
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('operator', ['mixer', 'mlp'])
+def test_a_compiled_transformer_has_no_more_graphs(operator):
+    vit = pytest.importorskip('mmseg.models').VisionTransformer
+    stock, backbone = (vit(img_size=32, patch_size=8, embed_dims=16, num_layers=4, num_heads=2) for _ in range(2))
+    apply_repl(backbone, operator=operator)
+    assert graph_breaks(backbone, 32) <= graph_breaks(stock, 32)
 
 
 # ---- controls -------------------------------------------------------------------------------------------------------

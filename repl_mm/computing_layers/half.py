@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ComputingLayer, recomputed
+from .base import LARGE, ComputingLayer, recomputed
 
 
 class HalfComputingLayer(ComputingLayer):
@@ -43,5 +43,12 @@ class HalfComputingLayer(ComputingLayer):
         return F.interpolate(out, x.shape[-2:])
 
     def compute(self, x: Tensor) -> Tensor:
-        out = recomputed(self.branch, x) if self.with_cp and torch.is_grad_enabled() else self.branch(x)
-        return F.relu_(x + self.drop(out))
+        return F.relu_(x + self.drop(recomputed(self.branch, x) if self.is_recomputed(x) else self.branch(x)))
+
+    def is_recomputed(self, x: Tensor) -> bool:
+        """Whether only ``x`` is kept: as of the replaced block, or where the weights are larger than what they meet.
+
+        Norms in train mode would update their statistics twice: they are recomputed on request only.
+        """
+        learns = any(module.training for module in self.repl['norms'])
+        return torch.is_grad_enabled() and (self.with_cp or (self.size > max(x.numel(), LARGE) and not learns))

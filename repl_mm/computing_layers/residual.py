@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ComputingLayer
+from .base import ComputingLayer, recomputed
 
 
 class ResidualComputingLayer(ComputingLayer):
@@ -28,11 +28,11 @@ class ResidualComputingLayer(ComputingLayer):
         self.settings = [settings for _, settings in convs.values()]
         self.drop = drop or nn.Identity()
 
-    def branch(self, x: Tensor, weights: tuple) -> Tensor:
+    def branch(self, x: Tensor) -> Tensor:
         """The chain of convolutions, without the shortcut."""
-        for i, ((weight, bias), settings) in enumerate(zip(weights, self.settings, strict=True)):
+        for i, ((weight, bias), settings) in enumerate(zip(self.weights(), self.settings, strict=True)):
             x = F.conv2d(F.relu_(x) if i else x, weight, bias, **settings)
         return x
 
     def compute(self, x: Tensor) -> Tensor:
-        return F.relu_(x + self.drop(self.with_weights(self.branch, x)))
+        return F.relu_(x + self.drop(recomputed(self.branch, x)))
