@@ -16,7 +16,7 @@ from torch import nn
 from .calibration import calibrate, uncalibrated
 from .checkpoint import PLAN_KEY, decode_plan, plan_record, refuse_difference
 from .computing_layers import dotted, is_sharded
-from .fusion import FusedWeight, Synthesis
+from .fusion import FusedWeight, Synthesis, UnitsWeight
 from .plan import PlanError
 from .registry import HOOKS, register
 from .surgery import computing_layers, repl_backbones
@@ -269,6 +269,9 @@ def coefficient_summary(model: nn.Module) -> dict[str, float]:
                 preceding = lengths[: -(-len(lengths) // len(layer.neighbours))]  # all, if only one has this operator
                 summary[f'{key}/preceding'] = sum(preceding) / max(sum(lengths), 1e-12)
                 summary[f'{key}/length'] = sum(length**2 for length in lengths) ** 0.5
+            elif isinstance(module.source, UnitsWeight):
+                for coefficient in module.source.coefficients:
+                    summary[f'{key}/length'] = coefficient.detach().norm().item()
     return summary
 
 

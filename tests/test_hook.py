@@ -169,6 +169,15 @@ def test_coefficients_start_with_half_a_share_for_each_neighbour():
     assert summary['repl/layer3.2/expand/length'] == pytest.approx(0.1 * 128**0.5)
 
 
+def test_the_coefficients_of_whole_units_start_as_the_identity():
+    from mmdet.models import ResNet
+
+    backbone = ResNet(depth=50, base_channels=8)
+    repl_mm.apply_repl(backbone, slots=[(2, 2)], operator='half')
+    found = {key: value for key, value in coefficient_summary(backbone).items() if 'layer3.2' in key}
+    assert found == {'repl/layer3.2/expand/length': pytest.approx(32**0.5)}  # of 32 hidden units
+
+
 # ---- models of any form -------------------------------------------------------------------------------------------
 
 REPORTED = 'activation bytes'  # a line of the table of costs
