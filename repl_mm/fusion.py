@@ -13,8 +13,10 @@ means something: there it is kept. :class:`Synthesis` makes weight and bias of o
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 TRANSFORMS = ('scalar', 'channel', 'mix')
@@ -256,15 +258,15 @@ class UnitsWeight(WeightSource):
         self.conv_groups = groups
         hidden, count = self.shape[dim], len(self.neighbour_shapes)
         bounds = [hidden * j // count for j in range(count + 1)]
-        # runs of units as (neighbour, first unit, number of units, group): each of one neighbour and one group
-        self.runs = [
-            (j, max(bounds[j], low), min(bounds[j + 1], high) - max(bounds[j], low), group)
-            for group, (low, high) in enumerate(
-                (hidden * g // groups, hidden * (g + 1) // groups) for g in range(groups)
-            )
-            for j in range(count)
-            if min(bounds[j + 1], high) > max(bounds[j], low)
-        ]
+        # runs of units as (neighbour, first unit, number of units, group); of a dense neighbour one for every group
+        self.runs = []
+        for j, neighbour in enumerate(self.neighbour_shapes):
+            parts = groups if groups > 1 and neighbour[1] == hidden else 1
+            for group in range(parts):
+                first = max(bounds[j], hidden * group // parts)
+                length = min(bounds[j + 1], hidden * (group + 1) // parts) - first
+                if length > 0:
+                    self.runs.append((j, first, length, group))
         self.outputs = len(self.shape) > 2 and math.prod(self.shape[2:]) > 1  # whether they are mixed
         mixed = self.shape[0] if self.outputs else hidden
         self.groups = math.gcd(mix_groups, mixed)
@@ -275,6 +277,24 @@ class UnitsWeight(WeightSource):
         elif type == 'scalar':
             start = torch.ones(count)
         self.coefficients = nn.ParameterList([] if type is None else [nn.Parameter(start)])
+
+    @property
+    def rows(self) -> int:
+        """int: Rows of the matrix that the mixing is multiplied with."""
+        other = self.shape[1 - self.dim] if not self.outputs else self.shape[1]
+        return other * math.prod(self.shape[2:])
+
+    def mix_positions(self, x: Tensor, operator: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply the operator of the plain weight, and the mixing in front of it or behind it, to a feature map.
+
+        Args:
+            x (Tensor): ``(N, C, H, W)``.
+            operator (callable): Applies the weight that :meth:`select` gives.
+        """
+        weight = self.coefficients[0].flatten(0, 1)[:, :, None, None]
+        if self.outputs:
+            return F.conv2d(operator(x), weight, groups=self.groups)
+        return operator(F.conv2d(x, weight, groups=self.groups))
 
     def select(self, weights: list[Tensor]) -> Tensor:
         """The chosen units side by side."""

@@ -111,14 +111,16 @@ def test_equals_plain_modules(make, size):
     channels, hidden = before[1].conv1.in_channels, before[1].conv1.out_channels
     half = hidden // 2
     first, last = before[0], before[2]
-    mixing = blocks_of(layer.repl['expand'].source.coefficients[0])
+    coefficient = layer.repl['expand'].source.coefficients[0]
+    assert torch.equal(blocks_of(coefficient), torch.eye(channels if not bottleneck else hidden))
+    nn.init.normal_(coefficient)
+    mixing = blocks_of(coefficient)
     reduce = first.conv1.weight
     if reduce.shape[1] != channels:  # the stage's first block reads fewer channels: each is read twice
         reduce = reduce.repeat_interleave(channels // reduce.shape[1], 1)
     reduce = torch.cat([reduce[:half], last.conv1.weight[half:]])
     names = ['conv3'] if bottleneck else ['conv2']
     expand = torch.cat([getattr(first, names[0]).weight[:, :half], getattr(last, names[0]).weight[:, half:]], 1)
-    assert torch.equal(mixing, torch.eye(len(mixing)))
 
     x = torch.randn(2, channels, *size).relu()
     norms = copy.deepcopy(layer.repl['norms'])
@@ -131,9 +133,17 @@ def test_equals_plain_modules(make, size):
         parts = [first.conv2.weight[:half, :half], last.conv2.weight[half:, half:]]
         out = torch.cat([F.conv2d(h, w, padding=1) for h, w in zip(out.chunk(2, 1), parts, strict=True)], 1)
         out = F.relu(norms[1](out))
-    out = norms[-1](F.conv2d(out, expand, padding=expand.shape[-1] // 2))
+        out = torch.einsum('ih,nhyx->niyx', mixing, out)
+    out = F.conv2d(out, expand, padding=expand.shape[-1] // 2)
+    out = norms[-1](out if bottleneck else torch.einsum('oc,ncyx->noyx', mixing, out))
     up = out.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, : size[0], : size[1]]
-    torch.testing.assert_close(layer(x), F.relu(x + up), rtol=1e-4, atol=1e-5)
+    wanted = F.relu(x + up)
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
+    many = x.repeat(100 if size == (8, 8) else 1, 1, 1, 1)  # where the mixing is applied to the weight
+    assert layer.mixes_apart(x) and layer.mixes_apart(many) == (size != (8, 8))
+    torch.testing.assert_close(layer(many)[-2:], wanted, rtol=1e-4, atol=1e-4)
+    layer.fold()
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_dilation_is_halved_with_the_resolution():

@@ -66,18 +66,24 @@ class ComputingLayer(nn.Module):
         """The layer's output for the preceding block's output ``x``; of the same shape."""
         return x
 
-    def synthesize(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
-        """All (weight, bias) pairs that the layer synthesizes; empty if there are none."""
+    def synthesize(self, without: str | None = None) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """All (weight, bias) pairs that the layer synthesizes; empty if there are none.
+
+        Args:
+            without (str | None): The operator whose weight is given without its transformation. Defaults to None.
+        """
         if not self.names:
             return ()
         for neighbour in self.neighbours:
             neighbour.check()
         with no_autocast():
-            return tuple(self.synthesize_one(name) for name in self.names)
+            return tuple(self.synthesize_one(name, name == without) for name in self.names)
 
-    def synthesize_one(self, name: str) -> tuple[Tensor, Tensor | None]:
+    def synthesize_one(self, name: str, plain: bool = False) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of one operator; made in float32, and given, in the precision of the neighbours' weights."""
         weights = self.borrow(name)
+        if plain:
+            return self.repl[_key(name)].source.select(weights), None
         precision = weights[0].dtype if weights else torch.float32
         if precision in (torch.float16, torch.bfloat16):  # row lengths and their inverses leave the range of float16
             weight, bias = self.repl[_key(name)]([weight.float() for weight in weights])
