@@ -77,7 +77,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
             layer.replace_borrowed(torch.Generator().manual_seed(1000 * slot.stage + slot.index))
         layer = layer.to(next(block.parameters()))  # its device and precision
         layer.between = between
-        layer.with_cp = getattr(block, 'with_cp', False)
+        layer.with_cp = layer.with_cp or getattr(block, 'with_cp', False)
         for neighbour in layer.neighbours:
             name = names[id(neighbour.block)]
             stage, _, key = name.rpartition('.')
