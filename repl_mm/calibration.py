@@ -1,6 +1,6 @@
 """Statistics for the batch norms of computing layers that start from stock weights.
 
-Only ``operator='full'`` has such norms. Under ``norm_eval=True`` they would keep mean 0 and variance 1 for ever.
+Operators 'full' and 'half' have such norms. Under ``norm_eval=True`` they would keep mean 0 and variance 1 for ever.
 """
 
 from collections.abc import Iterable

@@ -113,7 +113,7 @@ def _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, hea
     """Do what :func:`convert` says, on networks in eval mode."""
     held_out, images = images.split([len(images) // HELD_OUT, len(images) - len(images) // HELD_OUT])
     held_out, batches = held_out.split(batch), images.split(batch)
-    calibrate(backbone, batches)  # operator='full' has norms of its own
+    calibrate(backbone, batches)  # operators 'full' and 'half' have norms of their own
 
     def results(outputs):
         return [*tensors(outputs), *([] if head is None else [head(outputs)])]

@@ -4,6 +4,7 @@ Everything here works on weights only, never on activations. A *weight source* i
 takes the neighbours' weights of one role (``[W_p]`` or ``[W_p, W_n]``) and returns one weight of a given shape:
 
 * :class:`FusedWeight`: ``fuse(W_p, W_n) = sum_j T_j(W_j)`` with a learnable transformation ``T`` (RepL);
+* :class:`UnitsWeight`: hidden units of both neighbours, whole (RepL at half the resolution);
 * :class:`SharedWeight`: the preceding block's weight unchanged (control ``mode='share'``);
 * :class:`OwnWeight`: a free weight (control ``mode='own'``).
 
@@ -235,7 +236,9 @@ class UnitsWeight(WeightSource):
 
     In all operators of a computing layer the same units come from the same block, so that what a unit reads, computes
     and writes belongs together: between the borrowed weights stands the nonlinearity that stands there in the blocks.
-    A normalization has to follow the operator: scales are as they are.
+    A normalization has to follow the operator: scales are as they are. Where a neighbour's middle convolution is
+    grouped in another way (Res2Net, ResNeSt, across stages of a RegNet), its rows and columns are brought to the
+    operator's shape each by itself.
 
     The transformation, of the last operator of a branch, is
 
@@ -261,7 +264,7 @@ class UnitsWeight(WeightSource):
         # runs of units as (neighbour, first unit, number of units, group); of a dense neighbour one for every group
         self.runs = []
         for j, neighbour in enumerate(self.neighbour_shapes):
-            parts = groups if groups > 1 and neighbour[1] == hidden else 1
+            parts = groups if groups > 1 and neighbour[0] == neighbour[1] else 1
             for group in range(parts):
                 first = max(bounds[j], hidden * group // parts)
                 length = min(bounds[j + 1], hidden * (group + 1) // parts) - first
@@ -301,10 +304,10 @@ class UnitsWeight(WeightSource):
         hidden, outer = self.shape[self.dim], self.shape[1 - self.dim]
         ready = []
         for weight in weights:
-            weight = align_channels(align_kernel(weight, self.shape[2:]), self.dim, hidden)
             # of a dense weight a group reads its own part; other widths are brought to that of the operator
-            whole = self.conv_groups > 1 and weight.shape[1] == hidden
-            ready.append(weight if whole else align_channels(weight, 1 - self.dim, outer))
+            dense = self.conv_groups > 1 and weight.shape[0] == weight.shape[1]
+            weight = align_channels(align_kernel(weight, self.shape[2:]), self.dim, hidden)
+            ready.append(align_channels(weight, 1 - self.dim, hidden if dense else outer))
         parts = []
         for j, first, length, group in self.runs:
             part = ready[j].narrow(self.dim, first, length)
@@ -318,8 +321,7 @@ class UnitsWeight(WeightSource):
         coefficient = self.coefficients[0].to(kernel.dtype)
         if self.type != 'mix':
             if self.type == 'scalar':
-                sizes = torch.tensor([sum(r[2] for r in self.runs if r[0] == j) for j in range(len(weights))])
-                coefficient = coefficient.repeat_interleave(sizes.to(coefficient.device))
+                coefficient = torch.cat([coefficient[j].expand(length) for j, _, length, _ in self.runs])
             return kernel * coefficient.view([-1 if d == self.dim else 1 for d in range(kernel.dim())])
         size = coefficient.shape[1]
         if self.outputs:
@@ -378,4 +380,6 @@ def build_source(mode: str, shape, neighbours, dim: int, start: float, fusion: d
         return OwnWeight(shape, neighbours, dim, start)
     if mode == 'share':
         return SharedWeight(shape, neighbours, dim, start)
+    if mode not in ('fuse', 'random'):
+        raise ValueError(f"replace.mode={mode!r} has no weights: this family's build() knows no such layer")
     return FusedWeight(shape, neighbours, dim, start, **fusion)

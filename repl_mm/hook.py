@@ -334,7 +334,7 @@ def _images(model: nn.Module, batch, name: str) -> list[torch.Tensor]:
     images = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
     if not all(isinstance(image, torch.Tensor) for image in images):
         raise PlanError(
-            f"replace.operator='full' of {name!r} has batch norms to calibrate, but the model's inputs are "
+            f"replace.operator: the layers of {name!r} have batch norms to calibrate, but the model's inputs are "
             f'{type(inputs).__name__}, not images: choose an operator without norms or norm_eval=False'
         )
     return images

@@ -64,6 +64,12 @@ def test_grouped_units_read_their_like(count):
     assert torch.equal(made[:2], grouped[0][:2]) and torch.equal(made[2:], grouped[-1][2:])
 
 
+def test_units_of_a_wider_dense_neighbour_read_their_like():
+    weight = torch.randn(8, 8, 3, 3)
+    made = UnitsWeight((4, 2, 3, 3), [(8, 8, 3, 3)], groups=2)([weight])
+    assert torch.equal(made[:2], weight[[0, 2]][:, [0, 2]]) and torch.equal(made[2:], weight[[4, 6]][:, [4, 6]])
+
+
 def blocks_of(matrices):
     return torch.block_diag(*matrices.detach())
 
@@ -182,7 +188,9 @@ def graph_breaks(backbone, size):
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('replace', [dict(), dict(operator='half'), dict(mode='linear'), dict(mode='random')], ids=str)
+@pytest.mark.parametrize(
+    'replace', [dict(), dict(operator='half', fusion='scalar'), dict(operator='half'), dict(mode='linear')], ids=str
+)
 def test_a_compiled_resnet_has_one_graph(replace):
     backbone = CifarResNet(20, base_channels=8)
     apply_repl(backbone, **replace)
@@ -218,13 +226,26 @@ def test_a_patch_starts_as_the_identity_and_borrows_nothing(mode, tokens):
     gain, bias = layer.repl['patch']['gain'], layer.repl['patch']['bias']
     nn.init.normal_(gain)
     nn.init.normal_(bias)
-    weight = torch.diag(gain.detach())
+    weight = torch.diag(1 + gain.detach())
     if mode == 'linear':
         nn.init.normal_(layer.repl['patch']['map'])
         weight = weight + layer.repl['patch']['map'].detach()
     wanted = (x if tokens else x.permute(0, 2, 3, 1)) @ weight.T + bias
     wanted = wanted if tokens else wanted.permute(0, 3, 1, 2).relu()
     torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_patch_keeps_the_precision_of_its_input():
+    backbone = CifarResNet(20)
+    apply_repl(backbone, slots=[(0, 1)], mode='patch')
+    with torch.autocast('cpu', torch.bfloat16):
+        assert only(backbone)(torch.rand(1, 16, 4, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(('norm_cfg', 'expected'), [(dict(type='IN'), 'affine')])
+def test_norms_that_half_cannot_use_are_told(norm_cfg, expected):
+    with pytest.raises(repl_mm.PlanError, match=f"replace.operator='half' .*{expected}"):
+        apply_repl(r50(norm_cfg=norm_cfg), operator='half')
 
 
 @pytest.mark.parametrize('operator', ['separable', 'half', 'full'])

@@ -8,9 +8,10 @@ from .base import ComputingLayer
 
 
 class PatchComputingLayer(ComputingLayer):
-    """``activation(gain * x + bias)`` per channel, plus a linear map of the channels if asked for; all of its own.
+    """``activation(x + gain * x + bias)`` per channel, plus a linear map of the channels if asked for; all of its own.
 
-    It starts as the identity: gain 1, bias 0, map 0. After it comes what follows the shortcut in the replaced block.
+    It starts as the identity, all parameters at 0, and weight decay draws it there. After it comes what follows the
+    shortcut in the replaced block.
 
     Args:
         channels (int): Channels of ``x``.
@@ -22,7 +23,7 @@ class PatchComputingLayer(ComputingLayer):
 
     def __init__(self, channels: int, linear: bool, maps: bool):
         super().__init__()
-        parameters = dict(gain=torch.ones(channels), bias=torch.zeros(channels))
+        parameters = dict(gain=torch.zeros(channels), bias=torch.zeros(channels))
         if linear:
             parameters['map'] = torch.zeros(channels, channels)
         self.repl['patch'] = nn.ParameterDict({name: nn.Parameter(value) for name, value in parameters.items()})
@@ -32,10 +33,13 @@ class PatchComputingLayer(ComputingLayer):
         """Args beyond ``x``, as the shape of a token grid, are not needed."""
         patch = self.repl['patch']
         if 'map' in patch:
-            weight = patch['map'] + patch['gain'].diag()
+            weight = patch['map'] + (1 + patch['gain']).diag()
             if not self.maps:
                 return F.linear(x, weight, patch['bias'])
             return F.relu_(F.conv2d(x, weight[:, :, None, None], patch['bias']))
-        gain, bias = (p[:, None, None] if self.maps else p for p in (patch['gain'], patch['bias']))
+        # in the precision of x, also under autocast, which would take that of the parameters
+        gain, bias = ((1 + patch['gain']).to(x.dtype), patch['bias'].to(x.dtype))
+        if self.maps:
+            gain, bias = gain[:, None, None], bias[:, None, None]
         out = torch.addcmul(bias, gain, x)
         return F.relu_(out) if self.maps else out

@@ -95,9 +95,9 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     Raises:
         PlanError: The plan's operator does not exist for this kind of block.
     """
-    channels = block.get_submodule(conv_names(block, 'expand')[0]).out_channels
     if plan.mode == 'remove':
         return ComputingLayer()
+    channels = block.get_submodule(conv_names(block, 'expand')[0]).out_channels
     if plan.mode in ('patch', 'linear'):
         return PatchComputingLayer(channels, plan.mode == 'linear', maps=True)
     if plan.mode == 'own':
@@ -174,8 +174,14 @@ def _half(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
 
 def _norm(block: nn.Module, number: int) -> nn.Module:
     """A fresh norm like that behind a block's convolution of this number."""
-    name = next(name for name in (f'norm{number}', f'bn{number}') if hasattr(block, name))  # mm's, torchvision's
-    norm = copy.deepcopy(getattr(block, name))
+    names = (f'norm{number}', f'bn{number}')  # mm's, torchvision's
+    norm = next((getattr(block, name) for name in names if hasattr(block, name)), None)
+    if getattr(norm, 'weight', None) is None or not hasattr(norm, 'reset_parameters'):
+        raise PlanError(
+            f"replace.operator='half' needs affine norms {' or '.join(names)} in a {type(block).__name__}, found "
+            f"{type(norm).__name__}: expected norm_cfg=dict(type='BN') or 'GN', or operator='separable'"
+        )
+    norm = copy.deepcopy(norm)
     norm.reset_parameters()
     return norm.requires_grad_(True)
 
