@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import (
     DATASETS,
+    EVALUATOR,
     HOOKS,
     METRICS,
     MODELS,
@@ -155,7 +156,11 @@ def check_types(cfg: Config) -> None:
         (PARAM_SCHEDULERS, 'param_scheduler', cfg.get('param_scheduler')),
     ]
     for phase in ('train', 'val', 'test'):
-        parts.append((METRICS, f'{phase}_evaluator', cfg.get(f'{phase}_evaluator')))
+        evaluator = cfg.get(f'{phase}_evaluator')
+        if isinstance(evaluator, dict) and 'metrics' in evaluator:  # as mmengine tells an evaluator from a metric
+            parts.append((EVALUATOR, f'{phase}_evaluator', dict(dict(type='Evaluator'), **evaluator)))
+            evaluator = evaluator['metrics']
+        parts.append((METRICS, f'{phase}_evaluator', evaluator))
         dataset = (cfg.get(f'{phase}_dataloader') or {}).get('dataset')
         parts.append((DATASETS, f'{phase}_dataloader.dataset', dataset))
         if isinstance(dataset, dict):

@@ -299,3 +299,29 @@ def test_an_empty_data_root_moves_relative_paths_only(root):
 def test_a_backbone_that_repl_cannot_replace(backbone, message):
     with pytest.raises(ValueError, match=message):
         repl_config(next(iter(find_backbones(dict(backbone=backbone)).values())))
+
+
+EVALUATORS = {  # what mmengine takes, and what is wrong with it
+    'metric': (dict(type='CocoMetric'), None),
+    'metrics': ([dict(type='CocoMetric'), dict(type='CocoPanopticMetric')], None),
+    'evaluator': (
+        dict(type='MultiDatasetsEvaluator', metrics=[dict(type='CocoMetric')], dataset_prefixes=['a']),
+        None,
+    ),
+    'no type': (dict(metrics=[dict(type='CocoMetric')]), None),
+    'unknown metric': (dict(type='CocoMetrik'), "val_evaluator: type='CocoMetrik'.*CocoMetric"),
+    'unknown in an evaluator': (dict(metrics=[dict(type='CocoMetrik')]), "val_evaluator: type='CocoMetrik'"),
+    'unknown evaluator': (dict(type='Evaluater', metrics=[]), "val_evaluator: type='Evaluater'.*Evaluator"),
+}
+
+
+@pytest.mark.parametrize('case', EVALUATORS)
+def test_evaluators_are_told_from_metrics(case):
+    pytest.importorskip('mmdet.evaluation')
+    evaluator, message = EVALUATORS[case]
+    cfg = Config(dict(default_scope='mmdet', val_evaluator=evaluator))
+    if message is None:
+        config.check_types(cfg)
+    else:
+        with pytest.raises(config.ConfigError, match=message):
+            config.check_types(cfg)
