@@ -803,7 +803,18 @@ SHIPPED += ['vit-t_cifar10', 'deit-t_cifar10']
 
 def test_every_shipped_config_is_tested():
     names = [*SHIPPED, *(name.replace('_', '_repl_') for name in SHIPPED)]
-    assert {path.stem for path in CONFIGS.glob('*.py') if not path.stem.endswith(('mini', 'converted'))} == set(names)
+    others = ('mini', 'converted', '16px')
+    assert {path.stem for path in CONFIGS.glob('*.py') if not path.stem.endswith(others)} == set(names)
+
+
+def test_the_comparison_of_minutes_holds_images_out():
+    cfg = Config.fromfile(CONFIGS / 'resnet20_repl_cifar10_16px.py')
+    train, val = (cfg[f'{phase}_dataloader'].dataset for phase in ('train', 'val'))
+    assert train.split == val.split == 'train' and set(range(train.indices)).isdisjoint(val.indices)
+    assert train.indices + len(val.indices) == 50000
+    model = MODELS.build(cfg.model)
+    assert sum(p.numel() for p in model.head.parameters()) == 330
+    assert [(s.stage, s.index) for s in repl_mm.plan_of(model.backbone).slots] == [(0, 1), (1, 1), (2, 1)]
 
 
 @pytest.mark.parametrize('name', SHIPPED)
