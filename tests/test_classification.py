@@ -812,7 +812,7 @@ def test_the_comparison_of_minutes_holds_images_out():
     train, val = (cfg[f'{phase}_dataloader'].dataset for phase in ('train', 'val'))
     assert train.split == val.split == 'train' and set(range(train.indices)).isdisjoint(val.indices)
     assert train.indices + len(val.indices) == 50000
-    model = MODELS.build(cfg.model)
+    model = repl_mm.config.build(cfg.model, 'repl_mm')
     assert sum(p.numel() for p in model.head.parameters()) == 330
     assert [(s.stage, s.index) for s in repl_mm.plan_of(model.backbone).slots] == [(0, 1), (1, 1), (2, 1)]
 
