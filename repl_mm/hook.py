@@ -254,7 +254,7 @@ def coefficient_summary(model: nn.Module) -> dict[str, float]:
     Returns:
         dict[str, float]: Per computing layer, ``repl/<layer>/<role>/preceding``: the preceding block's share of the
         fusion coefficients' length (0.5: both neighbours alike), ``.../length``: the length of all of them, and
-        ``.../gain``: mean absolute gain, where there is one.
+        ``.../gain``: mean absolute gain, where there is one. Of whole hidden units the length alone.
     """
     summary = {}
     for layer_name, layer in computing_layers(model):
