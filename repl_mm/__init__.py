@@ -9,13 +9,17 @@ except ImportError as error:
 from . import optim  # noqa: F401  (registers the optimizer wrapper)
 from .backbones import register_family
 from .compat import know_packages
+from .computing_layers import BorrowError
 from .hook import RepLHook
+from .merging import MergeError, merge
 from .plan import Plan, PlanError, Slot, make_plan
 from .reading import allow_mmengine_checkpoints
 from .surgery import apply_repl, computing_layers, fold, plan_of, repl_backbones, unfold
 
 __version__ = '0.1.0'
 __all__ = [
+    'BorrowError',
+    'MergeError',
     'Plan',
     'PlanError',
     'RepLHook',
@@ -24,6 +28,7 @@ __all__ = [
     'computing_layers',
     'fold',
     'make_plan',
+    'merge',
     'plan_of',
     'register_family',
     'repl_backbones',

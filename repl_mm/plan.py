@@ -11,7 +11,7 @@ from .fusion import TRANSFORMS
 
 MODES = ('fuse', 'remove', 'patch', 'linear', 'share', 'own', 'random')
 PLAIN = ('remove', 'patch', 'linear')  # those without an operator: nothing is synthesized
-KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'detach')
+KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'detach', 'merged')
 
 
 class PlanError(ValueError):
@@ -44,6 +44,7 @@ class Plan:
         ratio (float): Hidden width of a light operator, as a share of the replaced block's inner width.
         fusion (dict): Settings of the learnable transformation, see :class:`repl_mm.fusion.FusedWeight`.
         detach (bool): Whether the neighbours get no gradient through the computing layers.
+        merged (bool): Whether the computing layers are plain modules with weights of their own. Defaults to False.
         notes (tuple[str]): What the plan left out, for the log.
     """
 
@@ -55,6 +56,7 @@ class Plan:
     ratio: float
     fusion: dict
     detach: bool
+    merged: bool = False
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
@@ -70,7 +72,8 @@ class Plan:
             f'  mode={self.mode!r}'
             + ('' if self.mode in PLAIN else f', operator={self.operator!r}, ratio={self.ratio:g}')
             + (f', fusion={self.fusion}' if self.mode in ('fuse', 'random') else '')
-            + (f', detach={self.detach}' if self.mode == 'fuse' else ''),
+            + (f', detach={self.detach}' if self.mode == 'fuse' else '')
+            + (f', merged={self.merged}' if self.merged else ''),
         ]
         for stage, depth in enumerate(self.depths):
             replaced = {s.index for s in self.slots if s.stage == stage}
@@ -94,7 +97,7 @@ def differences(have: dict, want: dict) -> list[str]:
     keys = ['depths', 'mode']
     if not {*PLAIN} & {have.get('mode'), want.get('mode')}:
         keys += ['operator'] + (['ratio'] if want.get('operator') not in ('half', 'conv', 'full') else [])
-        if have.get('mode') == want.get('mode') and want.get('mode') in ('fuse', 'random'):
+        if not want.get('merged') and have.get('mode') == want.get('mode') and want.get('mode') in ('fuse', 'random'):
             keys += ['fusion']
     for key in keys:
         if have.get(key) != want.get(key):
@@ -103,6 +106,12 @@ def differences(have: dict, want: dict) -> list[str]:
     for text, only in (('checkpoint', places[0] - places[1]), ('model', places[1] - places[0])):
         if only:
             lines.append(f'slots only in the {text}: {sorted(only)}')
+    if have.get('merged', False) != want.get('merged', False):
+        lines.append(
+            'merged: the checkpoint was merged, the model is not: build it with replace=dict(..., merged=True)'
+            if have.get('merged')
+            else 'merged: the model is merged, the checkpoint is not: merge it with tools/merge.py or repl_mm.merge()'
+        )
     if lines and have.get('backbone') != want.get('backbone'):
         lines.insert(0, _difference('backbone', have, want))
     return lines
@@ -170,6 +179,7 @@ def make_plan(
     ratio=None,
     fusion=None,
     detach=False,
+    merged=False,
 ) -> Plan:
     """Make and check a plan.
 
@@ -192,6 +202,8 @@ def make_plan(
             the family's.
         fusion (dict | str | None): The learnable transformation. Defaults to None, the family's.
         detach (bool): No gradient to the neighbours through the computing layers. Defaults to False.
+        merged (bool): Plain modules with weights of their own, as :func:`repl_mm.merge` leaves them. Defaults to
+            False.
 
     Raises:
         PlanError: A value is not valid; the message names the key, the value and what would be valid.
@@ -205,8 +217,9 @@ def make_plan(
     ratio = defaults['ratio'] if ratio is None else ratio
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
         raise PlanError(f'replace.ratio={ratio!r} is not valid: expected a number above 0 and up to 1')
-    if not isinstance(detach, bool):
-        raise PlanError(f'replace.detach={detach!r} is not valid: expected True or False')
+    for key, value in (('detach', detach), ('merged', merged)):
+        if not isinstance(value, bool):
+            raise PlanError(f'replace.{key}={value!r} is not valid: expected True or False')
     fusion = _fusion(fusion, defaults['fusion'])
     openers = set(openers)
     notes = []
@@ -240,6 +253,7 @@ def make_plan(
         ratio=float(ratio),
         fusion=fusion,
         detach=detach,
+        merged=merged,
         notes=tuple(notes),
     )
 

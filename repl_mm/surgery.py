@@ -36,7 +36,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     Args:
         backbone (nn.Module): A backbone of a supported family (see :mod:`repl_mm.families`).
         **replace: Settings of :func:`repl_mm.plan.make_plan`: every, stages, slots, mode, operator, ratio, fusion,
-            detach.
+            detach, merged.
 
     Returns:
         Plan: What was done; ``print(plan)`` shows it, ``plan_of(backbone)`` gives it again later.
@@ -84,7 +84,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
             neighbour.stands_in(backbone.get_submodule(stage), key, name)
         if isinstance(layer, FullComputingLayer):
             layer.own.name = names[id(block)]
-        layers[slot] = layer
+        layers[slot] = layer.plain() if plan.merged else layer
     for slot, layer in layers.items():
         stages[slot.stage][slot.index] = layer
         for neighbour in layer.neighbours:

@@ -10,6 +10,7 @@ from .base import ComputingLayer, recomputed
 from .borrowing import BorrowError, dotted, is_sharded, tensor_of
 from .full import FullComputingLayer
 from .half import HalfComputingLayer
+from .merged import MergedLayer
 from .patch import PatchComputingLayer
 from .residual import ResidualComputingLayer
 from .transformer import TransformerComputingLayer
@@ -19,6 +20,7 @@ __all__ = [
     'ComputingLayer',
     'FullComputingLayer',
     'HalfComputingLayer',
+    'MergedLayer',
     'PatchComputingLayer',
     'ResidualComputingLayer',
     'TransformerComputingLayer',

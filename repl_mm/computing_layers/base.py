@@ -34,6 +34,7 @@ class ComputingLayer(nn.Module):
 
     _folded: tuple | None = None
     with_cp = False  # of the replaced block: memory is dearer than time
+    merged = False  # whether it is made of plain modules
     random = False  # whether noise stands in the place of what is borrowed
     between: tuple[nn.Module, ...] = ()  # the kept blocks on both sides, also where they lend nothing
 
@@ -65,6 +66,24 @@ class ComputingLayer(nn.Module):
     def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
         """The layer's output for the preceding block's output ``x``; of the same shape."""
         return x
+
+    def plain(self) -> nn.Module:
+        """A layer of plain modules that computes the same, with copies of the weights as they are now.
+
+        Raises:
+            BorrowError: A neighbour was changed so that its weights mean something else.
+        """
+        with torch.no_grad():
+            plain = self.make_plain()
+        plain.between = self.between
+        frozen = [not p.requires_grad for p in self.parameters()]
+        return plain.train(self.training).requires_grad_(not (frozen and all(frozen)))
+
+    def make_plain(self) -> nn.Module:
+        """What :meth:`plain` gives, still without mode, place and frozen parameters."""
+        from .merged import MergedLayer  # a subclass of this class
+
+        return MergedLayer()
 
     def synthesize(self, without: str | None = None) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """All (weight, bias) pairs that the layer synthesizes; empty if there are none.

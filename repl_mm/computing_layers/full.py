@@ -1,5 +1,6 @@
 """The computing layer with the structure of the replaced block (``operator='full'``), for every family."""
 
+import copy
 import functools
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .base import ComputingLayer, recomputed
 from .borrowing import Watch
+from .merged import MergedBlock
 
 
 class FullComputingLayer(ComputingLayer):
@@ -45,6 +47,19 @@ class FullComputingLayer(ComputingLayer):
         """Initialize as the stock block does, ``zero_init_residual`` included; mmengine calls it from scratch only."""
         if hasattr(self.repl['block'], 'init_weights'):
             self.repl['block'].init_weights()
+
+    def make_plain(self) -> nn.Module:
+        self.own.check()
+        weights = self.synthesize()
+        block = copy.deepcopy(self.repl['block'])
+        for name, (weight, _) in zip(self.names, weights, strict=True):
+            path, _, leaf = name.rpartition('.')
+            owner = block.get_submodule(path)
+            if leaf not in owner._parameters:
+                delattr(owner, leaf)
+            owner.register_parameter(leaf, nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format)))
+        block.with_cp = self.with_cp
+        return MergedBlock(block)
 
     def set_folded(self, weights: tuple) -> None:
         super().set_folded(weights)

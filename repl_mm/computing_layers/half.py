@@ -1,10 +1,13 @@
 """The computing layer of residual blocks at half the resolution."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import LARGE, ComputingLayer, recomputed
+from .merged import MergedResidual, plain_conv
 
 
 class HalfComputingLayer(ComputingLayer):
@@ -59,6 +62,15 @@ class HalfComputingLayer(ComputingLayer):
             return False
         positions = x.shape[0] * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2)
         return positions < source.rows
+
+    def make_plain(self) -> nn.Module:
+        branch = {}
+        parts = zip(self.names, self.synthesize(), self.settings, self.repl['norms'], strict=True)
+        for name, (weight, bias), settings, norm in parts:
+            if branch:
+                branch[f'{name}_relu'] = nn.ReLU(inplace=True)
+            branch |= {name: plain_conv(weight, bias, **settings), f'{name}_norm': copy.deepcopy(norm)}
+        return MergedResidual(branch, copy.deepcopy(self.drop), half=True)
 
     def compute(self, x: Tensor) -> Tensor:
         return F.relu_(x + self.drop(recomputed(self.branch, x) if self.is_recomputed(x) else self.branch(x)))

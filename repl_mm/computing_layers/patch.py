@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import ComputingLayer
+from .merged import MergedBlock, ScaleShift, plain_conv, plain_linear
 
 
 class PatchComputingLayer(ComputingLayer):
@@ -28,6 +29,17 @@ class PatchComputingLayer(ComputingLayer):
             parameters['map'] = torch.zeros(channels, channels)
         self.repl['patch'] = nn.ParameterDict({name: nn.Parameter(value) for name, value in parameters.items()})
         self.maps = maps
+
+    def make_plain(self) -> nn.Module:
+        patch = self.repl['patch']
+        gain, bias = 1 + patch['gain'], patch['bias']
+        if self.maps:
+            linear = 'map' in patch
+            weight = patch['map'] + gain.diag() if linear else gain[:, None]
+            module = plain_conv(weight[:, :, None, None], bias, groups=1 if linear else len(gain))
+        else:
+            module = plain_linear(patch['map'] + gain.diag(), bias) if 'map' in patch else ScaleShift(gain, bias)
+        return MergedBlock(module, relu=self.maps, with_args=False)
 
     def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
         """Args beyond ``x``, as the shape of a token grid, are not needed."""

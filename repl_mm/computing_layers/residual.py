@@ -1,9 +1,12 @@
 """The computing layer of convolutional residual blocks."""
 
+import copy
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import ComputingLayer, recomputed
+from .merged import MergedResidual, plain_conv
 
 
 class ResidualComputingLayer(ComputingLayer):
@@ -33,6 +36,14 @@ class ResidualComputingLayer(ComputingLayer):
         for i, ((weight, bias), settings) in enumerate(zip(self.weights(), self.settings, strict=True)):
             x = F.conv2d(F.relu_(x) if i else x, weight, bias, **settings)
         return x
+
+    def make_plain(self) -> nn.Module:
+        branch = {}
+        for name, (weight, bias), settings in zip(self.names, self.synthesize(), self.settings, strict=True):
+            if branch:
+                branch[f'{name}_relu'] = nn.ReLU(inplace=True)
+            branch[name] = plain_conv(weight, bias, **settings)
+        return MergedResidual(branch, copy.deepcopy(self.drop), half=False)
 
     def compute(self, x: Tensor) -> Tensor:
         return F.relu_(x + self.drop(recomputed(self.branch, x)))

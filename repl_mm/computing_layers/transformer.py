@@ -1,11 +1,13 @@
 """The computing layer of transformer encoder layers."""
 
+import copy
 import math
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import ComputingLayer
+from .merged import MergedTransformer, plain_conv, plain_linear
 
 
 class TransformerComputingLayer(ComputingLayer):
@@ -45,6 +47,22 @@ class TransformerComputingLayer(ComputingLayer):
             mean = x.mean(1, keepdim=True)
             out = out + F.linear(linear(mean, weights['value'][0]), *weights['proj'])
         return out
+
+    def make_plain(self) -> nn.Module:
+        weights = dict(zip(self.names, self.synthesize(), strict=True))
+        fc1 = weights['fc1'][0]
+        modules = dict(norm=nn.LayerNorm(fc1.shape[1] - 1, self.eps, elementwise_affine=False))
+        modules['fc1'] = plain_linear(fc1[:, :-1], fc1[:, -1])
+        if 'spatial' in weights:
+            spatial = weights['spatial'][0]
+            size = math.isqrt(spatial.shape[1] - 1)
+            kernel = spatial[:, :-1].reshape(-1, 1, size, size)
+            modules['spatial'] = plain_conv(kernel, spatial[:, -1], groups=len(kernel), padding=size // 2)
+        modules |= dict(activation=copy.deepcopy(self.activation), fc2=plain_linear(*weights['fc2']))
+        if 'value' in weights:
+            value = weights['value'][0]
+            modules |= dict(value=plain_linear(value[:, :-1], value[:, -1]), proj=plain_linear(*weights['proj']))
+        return MergedTransformer(modules, copy.deepcopy(self.drop))
 
     def compute(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
         return x + self.drop(self.with_weights(self.branch, x, hw_shape))

@@ -1,0 +1,139 @@
+"""Computing layers made of plain modules with weights of their own: what remains after merging."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import ComputingLayer
+
+
+class MergedLayer(ComputingLayer):
+    """A computing layer that borrows nothing and synthesizes nothing; without modules it is the identity.
+
+    Its parameters have ``.repl.`` in their names, as those of all computing layers. Tracers look into it.
+    """
+
+    merged = True
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """As the layer that was merged; a signature of its own where a tracer has to know it."""
+        return x
+
+
+class MergedResidual(MergedLayer):
+    """``relu(x + drop(up(repl(x))))``, ``up`` to the size of ``x`` where the branch has stride 2.
+
+    Args:
+        branch (dict[str, nn.Module]): Convolutions, norms and ReLUs of the branch, in order, by name.
+        drop (nn.Module): Stochastic depth.
+        half (bool): Whether the branch has stride 2.
+
+    Shape: ``(N, C, H, W)`` to the same.
+    """
+
+    def __init__(self, branch: dict[str, nn.Module], drop: nn.Module, half: bool):
+        super().__init__()
+        self.repl = nn.Sequential(OrderedDict(branch))
+        self.drop = drop
+        self.relu = nn.ReLU(inplace=True)
+        self.half = half
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.repl(x)
+        if self.half:
+            out = F.interpolate(out, x.shape[-2:])
+        return self.relu(x + self.drop(out))
+
+
+class MergedTransformer(MergedLayer):
+    """``x + drop(branch(norm(x)))``: a narrow MLP, and the projected value of the mean token where there is one.
+
+    Args:
+        modules (dict[str, nn.Module]): ``norm``, ``fc1``, perhaps ``spatial`` (depthwise), ``activation``, ``fc2``,
+            perhaps ``value`` and ``proj``.
+        drop (nn.Module): Dropout and stochastic depth.
+
+    Shape: ``(N, L, C)`` to the same; a second argument ``(H, W)`` with ``H * W == L`` is needed for ``spatial``.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], drop: nn.Module):
+        super().__init__()
+        self.repl = nn.ModuleDict(modules)
+        self.drop = drop
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
+        y = self.repl['norm'](x)
+        hidden = self.repl['fc1'](y)
+        if 'spatial' in self.repl:
+            hidden = self.repl['spatial'](hidden.transpose(1, 2).unflatten(2, hw_shape)).flatten(2).transpose(1, 2)
+        out = self.repl['fc2'](self.repl['activation'](hidden))
+        if 'value' in self.repl:
+            out = out + self.repl['proj'](self.repl['value'](y.mean(1, keepdim=True)))
+        return x + self.drop(out)
+
+
+class MergedBlock(MergedLayer):
+    """A module that takes what the computing layer takes: a block with weights of its own, a convolution, a map.
+
+    Args:
+        module (nn.Module): The module.
+        relu (bool): Whether a ReLU follows. Defaults to False.
+        with_args (bool): Whether the module takes the arguments beyond ``x``, as the shape of a token grid.
+            Defaults to True.
+    """
+
+    def __init__(self, module: nn.Module, relu: bool = False, with_args: bool = True):
+        super().__init__()
+        self.repl = module
+        self.relu = nn.ReLU(inplace=True) if relu else None
+        self.with_args = with_args
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        out = self.repl(x, *args, **kwargs) if self.with_args else self.repl(x)
+        return out if self.relu is None else self.relu(out)
+
+    def init_weights(self) -> None:
+        """Initialize as the block does; mmengine calls it from scratch only."""
+        if hasattr(self.repl, 'init_weights'):
+            self.repl.init_weights()
+
+
+class ScaleShift(nn.Module):
+    """A gain and a bias for each channel, the last dimension of ``x``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``weight * x + bias``, in the precision of ``x``."""
+        return torch.addcmul(self.bias.to(x.dtype), self.weight.to(x.dtype), x)
+
+
+def plain_conv(weight: Tensor, bias: Tensor | None = None, groups: int = 1, **settings) -> nn.Conv2d:
+    """Return a convolution with a copy of a weight ``(out, in / groups, kh, kw)``, and of a bias if there is one.
+
+    Args:
+        weight (Tensor): The weight.
+        bias (Tensor | None): ``(out,)``. Defaults to None.
+        groups (int): Defaults to 1.
+        **settings: ``stride``, ``padding`` and ``dilation``.
+    """
+    out, inner, *kernel = weight.shape
+    conv = nn.Conv2d(inner * groups, out, kernel, groups=groups, bias=bias is not None, device='meta', **settings)
+    return _filled(conv, weight, bias)
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """Return a linear layer with a copy of a weight ``(out, in)``, and of a bias if there is one."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device='meta')
+    return _filled(linear, weight, bias)
+
+
+def _filled(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    module.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().to(weight.dtype).clone())
+    return module

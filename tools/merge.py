@@ -1,0 +1,68 @@
+"""Merge a trained RepL model: plain modules with weights of their own in the place of the computing layers.
+
+    python tools/merge.py configs/retinanet_r50_repl_coco.py work_dirs/retinanet_r50_repl_coco/epoch_12.pth merged.pth
+
+OUT holds the weights, and in its meta the config of the merged model. Its outputs are those of CHECKPOINT. The config
+builds it with one word, `--cfg-options model.backbone.replace.merged=True`; mm's `init_detector` and `init_model` take
+the config that is written beside OUT.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from _common import one_line_errors, read_config, stop
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from mmengine.runner.checkpoint import load_checkpoint
+
+from repl_mm import BorrowError, MergeError, config, merge
+from repl_mm.checkpoint import PLAN_KEY, plan_record
+from repl_mm.data_checks import check_checkpoint
+from repl_mm.reading import read_weights_only
+from repl_mm.surgery import check_keys, repl_backbones
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config with a RepL backbone, or PACKAGE::PATH')
+    parser.add_argument('checkpoint', help='weights that were trained with it')
+    parser.add_argument('out', type=Path, help='file to write, .pth; its config is written beside it, .py')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    read_weights_only()
+    MMLogger.get_current_instance().setLevel('WARNING')  # mmengine logs how every single tensor was initialized
+    cfg = read_config(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    if args.out.suffix != '.pth':
+        stop(f"OUT '{args.out}': expected a file name that ends with .pth")
+    with one_line_errors(MergeError, BorrowError):
+        check_checkpoint(args.checkpoint)
+        found = config.find_backbones(cfg.get('model'))
+        if any((node.get('replace') or {}).get('merged') for node in found.values()):
+            stop(f"config '{args.config}' is of a merged model already: expected replace without merged=True")
+        model = config.build(cfg.model, cfg.get('default_scope'))
+        checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu')
+        model.eval()
+        merge(model)
+        plans = {name: plan_record(backbone.repl) for name, backbone in repl_backbones(model)}
+        cfg.model = config.with_backbones(
+            cfg.model, lambda node: dict(node, replace=dict(check_keys(node.get('replace')), merged=True))
+        )
+    meta = dict(checkpoint.get('meta') or {}, cfg=cfg.pretty_text)
+    meta[PLAN_KEY] = plans
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    part = args.out.with_name(f'{args.out.name}.part')  # what stands there stays until the new file is whole
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
+    part.replace(args.out)
+    cfg.dump(args.out.with_suffix('.py'))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f'{args.out}: {parameters:,} parameters, merged; its config: {args.out.with_suffix(".py")}')
+
+
+if __name__ == '__main__':
+    main()
