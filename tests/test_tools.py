@@ -422,7 +422,7 @@ def test_an_impossible_plan_ends_in_one_line(mini_coco, tmp_path):
 
 
 @pytest.mark.slow
-def test_detection_trains_resumes_and_is_tested_from_any_folder(mini_coco, tmp_path):
+def test_detection_trains_resumes_is_tested_and_merged_from_any_folder(mini_coco, tmp_path):
     pytest.importorskip('mmdet')
     config, work_dir = detector(tmp_path), tmp_path / 'work'
     args = ['--data-root', mini_coco, '--work-dir', work_dir]
@@ -447,6 +447,26 @@ def test_detection_trains_resumes_and_is_tested_from_any_folder(mini_coco, tmp_p
     for one, other in zip(predictions, pickle.loads(two.read_bytes()), strict=True):
         assert one['img_id'] == other['img_id']
         torch.testing.assert_close(one['pred_instances']['scores'], other['pred_instances']['scores'])
+
+    merged, three = tmp_path / 'merged.pth', tmp_path / 'three.pkl'
+    log = run_well('merge.py', config, checkpoint, merged, cwd=tmp_path)
+    assert f'merged; its config: {tmp_path / "merged.py"}' in log
+    run_well('test.py', tmp_path / 'merged.py', merged, *args, '--out', three, cwd=tmp_path)
+    for one, other in zip(predictions, pickle.loads(three.read_bytes()), strict=True):
+        torch.testing.assert_close(one['pred_instances'], other['pred_instances'], rtol=1e-4, atol=1e-4)
+    from mmdet.apis import init_detector
+
+    assert init_detector(str(tmp_path / 'merged.py'), str(merged), device='cpu').backbone.repl.merged
+    word = ['--cfg-options', 'model.backbone.replace.merged=True', f'load_from={merged}']
+    log = run_well('train.py', config, '--data-root', mini_coco, '--work-dir', tmp_path / 'on', *word, cwd=tmp_path)
+    assert 'Epoch(train) [1]' in log
+    for file, words, wanted in (
+        (merged, (), 'the checkpoint was merged, the model is not'),
+        (merged, word[:2], 'is of a merged model already'),
+    ):
+        done = run('merge.py', config, file, tmp_path / 'again.pth', *words, cwd=tmp_path)
+        assert done.returncode == 1 and wanted in done.stderr.splitlines()[-1]
+    assert not (tmp_path / 'again.pth').exists()
 
 
 @pytest.mark.slow
