@@ -1,4 +1,4 @@
-"""Test a checkpoint of a config's model: detection, segmentation or classification, with or without RepL."""
+"""Test a checkpoint of a config's model, or a file that tools/export.py wrote from it, with or without RepL."""
 
 from _common import (
     build_runner,
@@ -12,11 +12,14 @@ from _common import (
 from mmengine.registry import METRICS
 
 from repl_mm.data_checks import evaluators
+from repl_mm.deployment import open_file, serve
+from repl_mm.deployment.serving import SUFFIXES
+from repl_mm.hook import unwrapped
 
 
 def parse_args():
     parser = make_parser(__doc__)
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint, or an exported .onnx or .pt2 file')
     parser.add_argument(
         '--out', help='dump the predictions: a .pkl file, for mmseg configs a folder of label maps instead'
     )
@@ -60,7 +63,8 @@ def main():
     args = parse_args()
     cfg = load_config(args)
     scope = cfg.get('default_scope')
-    cfg.load_from = args.checkpoint
+    exported = args.checkpoint.endswith(SUFFIXES)
+    cfg.load_from = None if exported else args.checkpoint
     if args.show or args.show_dir:
         enable_visualization(cfg, args)
     if args.out and scope == 'mmseg':
@@ -70,6 +74,8 @@ def main():
     check_files(cfg, 'test')
     with one_line_errors():
         runner = build_runner(cfg)
+        if exported:
+            serve(unwrapped(runner.model), open_file(args.checkpoint))
         if args.out and scope != 'mmseg':
             kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
             runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))

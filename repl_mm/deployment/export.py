@@ -1,0 +1,196 @@
+"""Writing a model's network: an ONNX file, or an exported program of PyTorch."""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .. import __version__
+from ..merging import merge
+from ..surgery import repl_backbones
+from .network import FEATURES, Network, find_network
+from .serving import KEY, SUFFIXES, open_file, rest_file
+
+TOLERANCE = 1e-4  # of the largest output
+FORMAT = 1
+
+
+class ExportError(RuntimeError):
+    """A network that cannot be exported; no file was written."""
+
+
+def preprocessing(model: nn.Module) -> dict:
+    """What happens to a picture, BGR, before the network sees it.
+
+    Returns:
+        dict: ``mean`` and ``std`` by channel in the order of the network's input, ``bgr_to_rgb`` (whether channels are
+        swapped before), ``pad_size_divisor``.
+    """
+    pre = getattr(model, 'data_preprocessor', None)
+    numbers = {name: getattr(pre, name, None) for name in ('mean', 'std')}
+    swap = getattr(pre, '_channel_conversion', getattr(pre, 'channel_conversion', False))
+    return dict(
+        {name: None if value is None else value.flatten().tolist() for name, value in numbers.items()},
+        bgr_to_rgb=bool(swap),
+        pad_size_divisor=int(getattr(pre, 'pad_size_divisor', 1) or 1),
+    )
+
+
+@torch.no_grad()
+def export(
+    model: nn.Module,
+    out: str | Path,
+    shape: tuple[int, int],
+    dynamic: bool = False,
+    classes: list[str] | None = None,
+    config: str = '',
+    network: Network | None = None,
+) -> dict:
+    """Write the network of a model into a file that says what it is, and check the file against the model.
+
+    RepL backbones are merged (see :func:`repl_mm.merge`), in place; the model is in eval mode afterwards.
+
+    Args:
+        model (nn.Module): A detector, segmentor or classifier, with or without RepL.
+        out (str | Path): ``.onnx`` (for ONNX Runtime) or ``.pt2`` (``torch.export``). Where the network ends before
+            the heads their weights are written beside it, with ``.heads.pth`` behind its name.
+        shape (tuple[int]): Height and width of the images.
+        dynamic (bool): Whether the file takes images of every size; the number of images is always free. Defaults to
+            False.
+        classes (list[str] | None): Names of the classes, for the record. Defaults to None.
+        config (str): Text of the config, for the record. Defaults to ''.
+        network (Network | None): What to write. Defaults to None, the model's network.
+
+    Returns:
+        dict: The record in the file's metadata: format, kind (see :class:`Network`), outputs (how they are nested),
+        shape (None: every size), end2end, plans, classes, preprocessing, config, version.
+
+    Raises:
+        ExportError: An operator has no counterpart, or the file gives other outputs. No file is left then.
+    """
+    out = Path(out)
+    if out.suffix not in SUFFIXES:
+        raise ExportError(f"'{out}': expected a file name that ends with {' or '.join(SUFFIXES)}")
+    model = revert_sync_batchnorm(model)
+    model.eval()
+    if any(not backbone.repl.merged for _, backbone in repl_backbones(model)):
+        merge(model)
+    network = (network or find_network(model)).eval()
+    _refuse_foreign_operators(network)
+    images = example(model, shape)
+    expected = network(images)
+    record = dict(
+        format=FORMAT,
+        kind=network.kind,
+        outputs=pytree.treespec_dumps(network.tree) if network.tree else None,
+        end2end=network.tree is None,
+        shape=None if dynamic else list(shape),
+        plans={name: backbone.repl.to_dict() for name, backbone in repl_backbones(model)},
+        classes=classes,
+        preprocessing=preprocessing(model),
+        config=config,
+        version=__version__,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f'.{out.stem}.part{out.suffix}')  # what stands there stays until the new file is whole
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            (_write_onnx if out.suffix == '.onnx' else _write_pt2)(network, images, part, record, dynamic)
+        _check(part, network, images, expected, dynamic)
+        if network.kind == FEATURES:
+            torch.save(dict(state_dict=network.rest()), rest_file(out))
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return record
+
+
+def example(model: nn.Module, shape: tuple[int, int], batch: int = 2) -> Tensor:
+    """Random images as the network takes them."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return torch.randn(batch, first.in_channels, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _refuse_foreign_operators(network: Network) -> None:
+    """Refuse operators of mmcv's extension in what is exported: neither ONNX nor torch.export knows them."""
+    parts = [network.model.backbone, getattr(network.model, 'neck', None)]
+    if network.kind != FEATURES:
+        parts += [getattr(network.model, name, None) for name in ('bbox_head', 'decode_head')]
+    for part in filter(None, parts):
+        for name, module in part.named_modules():
+            if type(module).__module__.startswith('mmcv.ops'):
+                raise ExportError(
+                    f'{type(module).__name__} ({name!r} in {type(part).__name__}) is an operator of mmcv that neither '
+                    'ONNX nor torch.export has: expected a model without it'
+                )
+
+
+def _dynamic_shapes(dynamic: bool) -> tuple[dict]:
+    free = torch.export.Dim.DYNAMIC
+    return ({0: free, 2: free, 3: free} if dynamic else {0: free},)
+
+
+def _write_onnx(network: Network, images: Tensor, part: Path, record: dict, dynamic: bool) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"{error}: pip install 'repl_mm[export]'") from None
+    try:
+        program = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=_dynamic_shapes(dynamic),
+            input_names=['images'],
+            output_names=getattr(network, 'names', None),
+            verbose=False,
+        )
+    except Exception as error:
+        raise ExportError(f'PyTorch cannot export the network: {_reason(error)}') from error
+    program.model.metadata_props[KEY] = json.dumps(record)
+    program.save(str(part), external_data=False)
+
+
+def _write_pt2(network: Network, images: Tensor, part: Path, record: dict, dynamic: bool) -> None:
+    try:
+        program = torch.export.export(network, (images,), dynamic_shapes=_dynamic_shapes(dynamic))
+        torch.export.save(program, str(part), extra_files={f'{KEY}.json': json.dumps(record)})
+    except Exception as error:
+        raise ExportError(f'PyTorch cannot export the network: {_reason(error)}') from error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause of an exporter's error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f'{type(error).__name__}: {" ".join(lines[:2])[:300]}'
+
+
+def _check(part: Path, network: Network, images: Tensor, expected: tuple, dynamic: bool) -> None:
+    file = open_file(part)
+    other = images[:1]
+    if dynamic:
+        height, width = images.shape[-2:]
+        other = example(network.model, (height + height // 4, width + width // 2), batch=1)
+    for inputs, wanted in ((images, expected), (other, network(other))):
+        try:
+            outputs = file.run(inputs)
+        except Exception as error:
+            raise ExportError(f'the file does not take images {tuple(inputs.shape)}: {_reason(error)}') from error
+        for got, tensor in zip(outputs, wanted, strict=True):
+            if got.shape != tensor.shape:
+                raise ExportError(f'the file gives outputs of shape {tuple(got.shape)}, not {tuple(tensor.shape)}')
+            error = (got - tensor).abs().max().item() if tensor.numel() else 0.0
+            largest = max(tensor.abs().max().item(), 1e-12) if tensor.numel() else 1.0
+            if not error <= TOLERANCE * largest:
+                raise ExportError(
+                    f'the file gives other outputs than the model: {error / largest:.1e} of the largest, expected '
+                    f'{TOLERANCE:.0e} at most'
+                )

@@ -1,0 +1,86 @@
+"""Which part of a model leaves it: the network, from normalized images to raw outputs.
+
+Decoding, NMS and whatever else has data-dependent shapes stay with the model. Where a head takes proposals or queries
+(two-stage detectors, DETR, Mask2Former) the network ends with the neck, and the head stays with the model as well.
+"""
+
+import sys
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..classification import ImageClassifier
+
+DENSE, SEGMENTOR, CLASSIFIER, FEATURES = 'dense head', 'decode head', 'classifier', 'features'
+
+
+class Network(nn.Module):
+    """The network of a model: normalized images to a flat tuple of raw outputs.
+
+    Attributes:
+        kind (str): Where it ends: 'dense head', 'decode head', 'classifier' or 'features' (the neck, or the backbone
+            where there is none).
+        tree (pytree.TreeSpec | None): How the model nests the outputs; known after the first call.
+
+    Shape: ``(N, C, H, W)`` to a tuple of tensors, each with N as its first dimension.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, outputs: Callable[[Tensor], object]):
+        super().__init__()
+        self.model = model
+        self.kind = kind
+        self.outputs = outputs
+        self.tree = None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the raw outputs as a flat tuple."""
+        leaves, tree = pytree.tree_flatten(self.outputs(images))
+        self.tree = tree
+        return tuple(leaves)
+
+    def rest(self) -> dict[str, Tensor]:
+        """The weights that the network does not have and prediction needs: of the heads, where it ends before them."""
+        if self.kind != FEATURES:
+            return {}
+        inside = ('backbone.', 'neck.')
+        return {key: value for key, value in self.model.state_dict().items() if not key.startswith(inside)}
+
+
+def find_network(model: nn.Module) -> Network:
+    """The network of a model of mmdet, of mmseg, or of our own classification.
+
+    Raises:
+        TypeError: The model is of another kind.
+    """
+    if isinstance(model, ImageClassifier):
+        return Network(model, CLASSIFIER, lambda images: model.classify(model.backbone(images)))
+    if not callable(getattr(model, 'extract_feat', None)):
+        raise TypeError(
+            f'a {type(model).__name__} has no network that is known here: expected a detector of mmdet, a segmentor '
+            'of mmseg or a repl_mm.ImageClassifier'
+        )
+    if _is(model, 'mmdet.models.detectors.single_stage', 'SingleStageDetector') and _predicts_by_forward(
+        model.bbox_head, 'mmdet.models.dense_heads.base_dense_head', 'BaseDenseHead'
+    ):
+        return Network(model, DENSE, lambda images: model.bbox_head(model.extract_feat(images)))
+    if _is(model, 'mmseg.models.segmentors.encoder_decoder', 'EncoderDecoder') and _predicts_by_forward(
+        model.decode_head, 'mmseg.models.decode_heads.decode_head', 'BaseDecodeHead'
+    ):
+        return Network(model, SEGMENTOR, lambda images: model.decode_head(model.extract_feat(images)))
+    return Network(model, FEATURES, model.extract_feat)
+
+
+def _base(module: str, name: str) -> type | None:
+    """A class of a package, if that has been imported; else nothing is an object of it."""
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _is(thing: object, module: str, name: str) -> bool:
+    base = _base(module, name)
+    return base is not None and isinstance(thing, base)
+
+
+def _predicts_by_forward(head: nn.Module, module: str, name: str) -> bool:
+    """Whether a head predicts as its base class does: ``predict_by_feat`` of what ``forward`` gives for features."""
+    return _is(head, module, name) and type(head).predict is _base(module, name).predict
