@@ -30,6 +30,9 @@ def parse_args(argv=None):
         '--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the images (default: of the first training batch)'
     )
     parser.add_argument('--dynamic', action='store_true', help='the file takes images of every size')
+    parser.add_argument(
+        '--end2end', action='store_true', help='final predictions: boxes after NMS, class maps or probabilities'
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
     return parser.parse_args(argv)
 
@@ -69,9 +72,12 @@ def main(argv=None):
         model = config.build(cfg.model, cfg.get('default_scope'))
         checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu')
         names = class_names(checkpoint, cfg)
-        record = export(model, args.out, shape, args.dynamic, names, cfg.pretty_text)
+        record = export(model, args.out, shape, args.dynamic, names, cfg.pretty_text, args.end2end)
     size = 'every size' if args.dynamic else f'{shape[0]}x{shape[1]}'
-    print(f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, images of {size} to the {record["kind"]}')
+    print(
+        f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, images of {size} to '
+        + (', '.join(record['outputs']) if args.end2end else f'the {record["kind"]}')
+    )
 
 
 if __name__ == '__main__':

@@ -22,9 +22,14 @@ class Network(nn.Module):
         kind (str): Where it ends: 'dense head', 'decode head', 'classifier' or 'features' (the neck, or the backbone
             where there is none).
         tree (pytree.TreeSpec | None): How the model nests the outputs; known after the first call.
+        names (tuple[str] | None): Of the outputs. Defaults to None, numbers.
+        batch (int | None): Images that it takes; None: any number.
 
     Shape: ``(N, C, H, W)`` to a tuple of tensors, each with N as its first dimension.
     """
+
+    names: tuple[str, ...] | None = None
+    batch: int | None = None
 
     def __init__(self, model: nn.Module, kind: str, outputs: Callable[[Tensor], object]):
         super().__init__()

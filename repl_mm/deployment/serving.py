@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.model import BaseTTAModel
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -134,12 +135,15 @@ def serve(model: nn.Module, file: ServedFile) -> None:
     """Put a file in the place of a model's network, in place.
 
     Args:
-        model (nn.Module): Of the config that the file was exported from; its weights do not matter.
+        model (nn.Module): Of the config that the file was exported from, perhaps in a model of test-time augmentation;
+            its weights do not matter.
         file (ServedFile): The file.
 
     Raises:
         DataError: The file is of another kind of model, holds predictions already, or a file beside it is missing.
     """
+    if isinstance(model, BaseTTAModel):
+        model = model.module
     kind, expected = file.record['kind'], find_network(model).kind
     if file.record.get('end2end'):
         raise DataError(f"'{file.path}' was exported with --end2end: its predictions are final; export it without")

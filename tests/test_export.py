@@ -1,0 +1,369 @@
+"""Networks off the training machine: files that give what the model gave, through the config's own test loop."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from torch.utils import _pytree as pytree
+
+from repl_mm import config
+from repl_mm.data_checks import DataError
+from repl_mm.deployment import ExportError, export, find_network, open_file, serve
+from repl_mm.deployment.end_to_end import find_end_to_end
+from repl_mm.deployment.serving import rest_file
+
+onnxruntime = pytest.importorskip('onnxruntime')
+mmdet = pytest.importorskip('mmdet')
+mmcv_nms = pytest.importorskip('mmcv.ops').nms
+ROOT = Path(__file__).resolve().parent.parent
+R18 = dict(type='RepLResNet', depth=18, base_channels=8)
+SEG_HEAD = dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, num_classes=3)
+PRE = dict(mean=[123.0, 116.0, 103.0], std=[58.0, 57.0, 56.0], bgr_to_rgb=True)
+
+
+def built(cfg, scope):
+    torch.manual_seed(0)
+    model = config.build(ConfigDict(cfg), scope)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    model.eval()
+    return model
+
+
+def segmentor(**settings):
+    cfg = dict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64), **PRE),
+        backbone=dict(R18),
+        decode_head=dict(SEG_HEAD),
+        test_cfg=dict(mode='whole'),
+    )
+    return built({**cfg, **settings}, 'mmseg')
+
+
+def detector(head=None, **backbone):
+    cfg = small.detector_config('data', 'work').model
+    cfg.backbone.update(backbone)
+    if head:
+        cfg.bbox_head = ConfigDict(head)
+    model = built(cfg, 'mmdet')
+    with torch.no_grad():  # scores that differ, so that something is found
+        for name, parameter in model.bbox_head.named_parameters():
+            if name.endswith('weight') and ('cls' in name or 'reg' in name):
+                parameter.normal_(0, 0.2)
+            elif 'cls' in name:
+                parameter.fill_(-1)
+    return model
+
+
+def two_stage():
+    cfg = Config.fromfile(ROOT / 'configs' / 'faster-rcnn_r50_repl_coco.py').model
+    cfg.backbone = ConfigDict(R18)
+    cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=8)
+    cfg.rpn_head.update(in_channels=8, feat_channels=8)
+    cfg.roi_head.bbox_roi_extractor.out_channels = 8
+    cfg.roi_head.bbox_head.update(in_channels=8, fc_out_channels=16, num_classes=2)
+    return built(cfg, 'mmdet')
+
+
+def classifier(**backbone):
+    cfg = dict(
+        type='ImageClassifier',
+        backbone=dict(type='RepLCifarResNet', depth=20, base_channels=4, **backbone),
+        num_classes=10,
+        in_channels=16,
+        data_preprocessor=dict(type='ClsDataPreprocessor', mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7]),
+    )
+    return built(cfg, 'repl_mm')
+
+
+def predict(model, images):
+    """What the model itself makes of normalized images: metas of pictures that fill them."""
+    if type(model).__name__ == 'ImageClassifier':
+        return [result['scores'] for result in model(images, mode='predict')]
+    shape = tuple(images.shape[-2:])
+    meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+    if hasattr(model, 'decode_head'):
+        return [model.inference(images, [dict(meta, padding_size=[0] * 4)] * len(images))]
+    from mmdet.structures import DetDataSample
+
+    samples = [DetDataSample(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
+    found = [sample.pred_instances for sample in model.predict(images, samples)]
+    return [torch.cat([f.bboxes, f.scores[:, None], f.labels[:, None]], 1) for f in found]
+
+
+def check_alike(found, wanted):
+    """Tensors are close; of boxes almost all, because rounding decides the order of almost equal scores."""
+    if found.dim() != 2 or found.shape[1] != 6:
+        return torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    assert abs(len(found) - len(wanted)) <= 2
+    near = (found[:, None] - wanted[None]).abs().amax(2) < 1e-2
+    assert near.any(1).float().mean() > 0.95
+
+
+MODELS = {
+    'detector': detector,
+    'half': lambda: detector(replace=dict(operator='half')),
+    'stock': lambda: detector(type='ResNet', replace=None),
+    'two stages': two_stage,
+    'segmentor': segmentor,
+    'slide': lambda: segmentor(test_cfg=dict(mode='slide', crop_size=(48, 48), stride=(32, 32))),
+    'classifier': classifier,
+}
+
+
+def make(name):
+    """A model by name; without the key that stock backbones do not know."""
+    if name == 'stock':
+        cfg = small.detector_config('data', 'work').model
+        cfg.backbone = config.stock_config(cfg.backbone)
+        return built(cfg, 'mmdet')
+    return MODELS[name]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('which', 'name'), [(which, 'net.onnx') for which in MODELS] + [(w, 'net.pt2') for w in ('half', 'two stages')]
+)
+def test_a_file_stands_in_for_the_network(which, name, tmp_path):
+    model, other = make(which), make(which)
+    size = 32 if which == 'classifier' else 96
+    record = export(model, tmp_path / name, (size, size), dynamic=which != 'classifier', classes=['a', 'b'])
+    for images in [torch.randn(3, 3, size, size)] + ([torch.randn(1, 3, 128, 160)] if which != 'classifier' else []):
+        with torch.no_grad():
+            expected = predict(model, images)
+            if images.shape[0] == 3:
+                with torch.no_grad():
+                    for parameter in other.parameters():  # its own weights do not matter
+                        parameter.zero_()
+                serve(other, open_file(tmp_path / name))
+            found = predict(other, images)
+        assert len(found) == len(expected) and any(part.numel() for part in expected)
+        for part, wanted in zip(found, expected, strict=True):
+            check_alike(part, wanted)
+    assert record['kind'] == find_network(model).kind
+    assert (tmp_path / f'{name}.heads.pth').exists() == (which == 'two stages')
+
+
+def test_what_a_file_says_of_itself(tmp_path):
+    model = detector()
+    written = export(model, tmp_path / 'net.onnx', (64, 96), classes=['cell', 'dot'], config='model = dict()')
+    record = open_file(tmp_path / 'net.onnx').record
+    assert record == json.loads(json.dumps(written))
+    assert (
+        record['classes'] == ['cell', 'dot'] and record['config'] == 'model = dict()' and record['shape'] == [64, 96]
+    )
+    assert record['plans']['backbone']['merged'] and record['plans']['backbone']['operator'] == 'separable'
+    mean = model.data_preprocessor.mean.flatten().tolist()
+    assert record['preprocessing']['mean'] == mean and record['preprocessing']['bgr_to_rgb'] is True
+    tree = pytree.treespec_loads(record['outputs'])
+    with torch.no_grad():
+        nested = model.bbox_head(model.extract_feat(torch.randn(1, 3, 64, 96)))
+    assert tree == pytree.tree_structure(nested)
+
+
+def test_a_file_of_one_size_says_so(tmp_path):
+    export(segmentor(), tmp_path / 'net.onnx', (64, 64))
+    model = segmentor()
+    serve(model, open_file(tmp_path / 'net.onnx'))
+    with pytest.raises(
+        DataError, match='takes images of 64x64 only, and the data has one of 96x64: export it with --dyn'
+    ):
+        model.encode_decode(torch.randn(1, 3, 96, 64), [dict(img_shape=(96, 64))])
+
+
+# ---- what cannot be -----------------------------------------------------------------------------------------------
+
+
+def test_operators_of_mmcv_are_refused_by_name_and_no_file_is_left(tmp_path):
+    model = detector(dcn=small.DCN, stage_with_dcn=(False, True, False, False), depth=50)
+    (tmp_path / 'net.onnx').write_text('what stands there')
+    with pytest.raises(
+        ExportError, match=r"^ModulatedDeformConv2dPack \('layer2.*is an operator of mmcv that neither"
+    ):
+        export(model, tmp_path / 'net.onnx', (64, 64))
+    assert (tmp_path / 'net.onnx').read_text() == 'what stands there' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_gives_something_else_is_not_kept(tmp_path, monkeypatch):
+    from repl_mm.deployment import export as module
+
+    write = module._write_onnx
+
+    def wrong(network, images, part, record, dynamic):
+        head = network.model.decode_head.conv_seg
+        head.bias.data += 1
+        write(network, images, part, record, dynamic)
+        head.bias.data -= 1
+
+    monkeypatch.setattr(sys.modules['repl_mm.deployment.export'], '_write_onnx', wrong)
+    with pytest.raises(ExportError, match='gives other outputs than the model'):
+        export(segmentor(), tmp_path / 'net.onnx', (64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_none_or_of_another_model_are_refused(tmp_path):
+    export(segmentor(), tmp_path / 'net.onnx', (64, 64))
+    export(segmentor(), tmp_path / 'final.onnx', (64, 64), end2end=True)
+    (tmp_path / 'text.onnx').write_text('text')
+    (tmp_path / 'text.pt2').write_text('text')
+    torch.onnx.export(
+        torch.nn.Conv2d(3, 3, 1), (torch.randn(1, 3, 8, 8),), tmp_path / 'conv.onnx', dynamo=True, verbose=False
+    )
+    for name, wanted in (
+        ('none.onnx', 'no such file'),
+        ('text.onnx', 'is no ONNX file'),
+        ('text.pt2', 'is no exported program'),
+        ('conv.onnx', 'says nothing of a model'),
+    ):
+        with pytest.raises(DataError, match=wanted):
+            open_file(tmp_path / name)
+    with pytest.raises(
+        DataError, match='ends with a decode head, the network of the config.s RetinaNet with dense head'
+    ):
+        serve(detector(), open_file(tmp_path / 'net.onnx'))
+    with pytest.raises(DataError, match='exported with --end2end: its predictions are final'):
+        serve(segmentor(), open_file(tmp_path / 'final.onnx'))
+    export(two_stage(), tmp_path / 'two.onnx', (64, 64))
+    rest_file(tmp_path / 'two.onnx').unlink()
+    with pytest.raises(DataError, match='the weights of the heads.*two.onnx.heads.pth., are missing'):
+        serve(two_stage(), open_file(tmp_path / 'two.onnx'))
+
+
+@pytest.mark.parametrize(
+    ('which', 'name', 'wanted'),
+    [
+        ('two stages', 'net.onnx', '--end2end: a FasterRCNN takes proposals or queries'),
+        ('segmentor', 'net.pt2', '--end2end writes .onnx files only'),
+        ('segmentor', 'net.pth', 'expected a file name that ends with .onnx or .pt2'),
+    ],
+)
+def test_exports_that_are_not_possible(which, name, wanted, tmp_path):
+    with pytest.raises(ExportError, match=wanted):
+        export(make(which), tmp_path / name, (64, 64), end2end=name != 'net.pth')
+
+
+# ---- end to end ---------------------------------------------------------------------------------------------------
+
+FCOS = dict(
+    type='FCOSHead', num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1, strides=[8, 16, 32, 64, 128]
+)
+
+
+def run_alone(path, images):
+    """As a user runs it: with ONNX Runtime, without anything of ours."""
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    return dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, {'images': images.numpy()}), strict=True)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('head', [None, FCOS], ids=['anchors', 'points with centerness'])
+def test_a_detector_end_to_end_finds_what_the_model_finds(head, tmp_path):
+    model = detector(head)
+    model.test_cfg.update(nms_pre=50, max_per_img=20, score_thr=0.05, min_bbox_size=0)
+    export(model, tmp_path / 'net.onnx', (96, 96), dynamic=True, end2end=True)
+    for shape in ((96, 96), (64, 160)):
+        images = torch.randn(1, 3, *shape)
+        with torch.no_grad():
+            (wanted,) = predict(model, images)
+        found = run_alone(tmp_path / 'net.onnx', images)
+        assert len(wanted) == 20 and (np.diff(found['scores']) <= 0).all()
+        check_alike(torch.from_numpy(np.column_stack([found['boxes'], found['scores'], found['labels']])), wanted)
+
+
+def test_a_detector_that_finds_nothing_gives_nothing(tmp_path):
+    model = detector()
+    model.test_cfg.score_thr = 0.9999
+    export(model, tmp_path / 'net.onnx', (64, 64), end2end=True)
+    assert [len(part) for part in run_alone(tmp_path / 'net.onnx', torch.randn(1, 3, 64, 64)).values()] == [0, 0, 0]
+
+
+def test_a_segmentor_and_a_classifier_end_to_end(tmp_path):
+    model, images = segmentor(), torch.randn(2, 3, 64, 64)
+    export(model, tmp_path / 'seg.onnx', (64, 64), end2end=True)
+    with torch.no_grad():
+        wanted = model.encode_decode(images, [dict(img_shape=(64, 64))] * 2).argmax(1)
+    np.testing.assert_array_equal(run_alone(tmp_path / 'seg.onnx', images)['classes'], wanted)
+    model, images = classifier(), torch.randn(2, 3, 32, 32)
+    export(model, tmp_path / 'cls.onnx', (32, 32), end2end=True)
+    with torch.no_grad():
+        wanted = model(images).softmax(1)
+    np.testing.assert_allclose(run_alone(tmp_path / 'cls.onnx', images)['probabilities'], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize('most', [5, 1000])
+def test_our_suppression_is_that_of_mmcv(most):
+    torch.manual_seed(0)
+    corners = torch.rand(200, 2) * 50
+    boxes, scores = torch.cat([corners, corners + torch.rand(200, 2) * 30], 1), torch.rand(200)
+    _, kept = mmcv_nms(boxes, scores, 0.5)
+    assert torch.equal(torch.ops.repl_mm.nms(boxes, scores, 0.5, most), kept[:most])
+    assert len(torch.ops.repl_mm.nms(boxes, scores * 0, 0.5, most)) == 0
+
+
+def test_suppressions_that_onnx_does_not_have_are_refused():
+    model = detector()
+    model.test_cfg.nms = ConfigDict(type='soft_nms', iou_threshold=0.5)
+    with pytest.raises(TypeError, match='--end2end: test_cfg.nms=.*soft_nms.* is not known to ONNX'):
+        find_end_to_end(model)
+
+
+# ---- the commands -------------------------------------------------------------------------------------------------
+
+
+def run(tool, *args, cwd):
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools' / tool, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_the_commands_test_a_file_like_a_checkpoint(mini_coco, tmp_path):
+    """The same figures of COCO's evaluation, with pictures of different sizes."""
+    data = tmp_path / 'data'
+    shutil.copytree(mini_coco, data)
+    cfg = small.detector_config(data, tmp_path / 'work')
+    resize = dict(type='RandomChoiceResize', scales=[(64, 64), (96, 64), (128, 96)], keep_ratio=False)
+    cfg.test_dataloader.dataset.pipeline = [
+        resize if step.type == 'Resize' else step for step in cfg.test_dataloader.dataset.pipeline
+    ]
+    cfg.test_dataloader.batch_size = 1
+    cfg.model.test_cfg.score_thr = 0.0
+    cfg.dump(tmp_path / 'cfg.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+    checkpoint, out = tmp_path / 'work' / 'epoch_2.pth', tmp_path / 'net.onnx'
+    done = run('export.py', 'cfg.py', checkpoint, out, '--shape', 64, 96, '--dynamic', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'images of every size to the dense head' in done.stdout
+    figures = []
+    for file in (checkpoint, out):
+        done = run('test.py', 'cfg.py', file, '--out', f'{file}.pkl', '--work-dir', tmp_path / 'test', cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        figures.append(
+            [
+                line.split('bbox_mAP_copypaste: ')[1].split('  ')[0]
+                for line in done.stdout.splitlines()
+                if 'copypaste: ' in line
+            ]
+        )
+    assert figures[0] == figures[1] and figures[0]
+    done = run('export.py', 'cfg.py', checkpoint, tmp_path / 'net.txt', '--shape', 64, 96, cwd=tmp_path)
+    assert done.returncode == 1 and 'ends with .onnx or .pt2' in done.stderr.splitlines()[-1]
