@@ -8,16 +8,20 @@ evaluators' own numbers. It is checked against the model before it takes its pla
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
-from _common import one_line_errors, read_config, stop
+from _common import one_line_errors, read_config, set_data_root, stop
 from mmengine.config import DictAction
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from mmengine.runner.checkpoint import load_checkpoint
 
 from repl_mm import BorrowError, MergeError, config
-from repl_mm.data_checks import check_checkpoint
-from repl_mm.deployment import ExportError, export
+from repl_mm.classification.datasets import PICTURES
+from repl_mm.data_checks import check_checkpoint, inner_datasets
+from repl_mm.deployment import ExportError, export, quantize
 from repl_mm.reading import read_weights_only
 
 
@@ -33,8 +37,20 @@ def parse_args(argv=None):
     parser.add_argument(
         '--end2end', action='store_true', help='final predictions: boxes after NMS, class maps or probabilities'
     )
+    parser.add_argument('--int8', action='store_true', help='quantize to INT8; needs --images')
+    parser.add_argument(
+        '--images',
+        type=Path,
+        help='folder of unlabelled pictures to calibrate on, or data_root of a set without pictures',
+    )
+    parser.add_argument('--num', type=int, default=64, help='of them at most (default: 64)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.int8 and (args.images is None or args.out.suffix != '.onnx'):
+        parser.error('--int8 needs --images, and a file to write that ends with .onnx')
+    if args.num < 1:
+        parser.error(f'--num {args.num}: must be at least 1')
+    return args
 
 
 def image_shape(cfg, given):
@@ -58,6 +74,33 @@ def class_names(checkpoint, cfg):
     return None
 
 
+def calibration_images(cfg, model, folder, num):
+    """Yield normalized images, one at a time, as the config's test pipeline and the model prepare them.
+
+    Args:
+        cfg (Config): The config.
+        model (nn.Module): Its model.
+        folder (Path): Folder of pictures, however deep; without any, the ``data_root`` of the training data.
+        num (int): Images at most.
+    """
+    if not folder.is_dir():
+        stop(f"--images '{folder}': no such folder")
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        if files:
+            dataset = next(inner_datasets(cfg.test_dataloader.dataset))
+            steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
+            pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+            files = files[:: max(1, len(files) // num)][:num]
+            items = (pipeline(dict(img_path=str(f), img_id=i, seg_fields=[])) for i, f in enumerate(files))
+        else:
+            set_data_root(cfg, str(folder))
+            dataset = DATASETS.build(cfg.train_dataloader.dataset)
+            items = (dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // num)))
+        items = list(itertools.islice(items, num))
+    return (model.data_preprocessor(pseudo_collate([item]), False)['inputs'] for item in items)
+
+
 def main(argv=None):
     args = parse_args(argv)
     read_weights_only()
@@ -72,7 +115,10 @@ def main(argv=None):
         model = config.build(cfg.model, cfg.get('default_scope'))
         checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu')
         names = class_names(checkpoint, cfg)
+        batches = calibration_images(cfg, model, args.images, args.num) if args.int8 else None
         record = export(model, args.out, shape, args.dynamic, names, cfg.pretty_text, args.end2end)
+        if args.int8:
+            quantize(args.out, args.out, batches)
     size = 'every size' if args.dynamic else f'{shape[0]}x{shape[1]}'
     print(
         f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, images of {size} to '

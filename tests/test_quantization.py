@@ -1,0 +1,50 @@
+"""INT8: nothing of a computing layer stays floating, and what comes out stays near."""
+
+import collections
+
+import pytest
+import test_export
+import torch
+
+from repl_mm.deployment import ExportError, export, open_file, quantize
+from repl_mm.deployment.quantization import fitting
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+FLOATING = {'Conv', 'FusedConv', 'MatMul', 'Gemm', 'FusedMatMul', 'FusedGemm'}
+
+
+def optimized(path, folder):
+    """Operators, by kind, of the graph that ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / 'optimized.onnx')
+    onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    return collections.Counter(node.op_type for node in onnx.load(folder / 'optimized.onnx').graph.node)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('which', ['detector', 'half', 'segmentor', 'classifier'])
+def test_all_convolutions_are_integer_ones(which, tmp_path):
+    model, size = test_export.make(which), 32 if which == 'classifier' else 64
+    record = export(model, tmp_path / 'net.onnx', (size, size))
+    torch.manual_seed(0)
+    quantize(tmp_path / 'net.onnx', tmp_path / 'int8.onnx', [torch.randn(2, 3, size, size) for _ in range(4)])
+    found = optimized(tmp_path / 'int8.onnx', tmp_path)
+    assert not FLOATING & found.keys() and found['QLinearConv'] > 15
+    assert optimized(tmp_path / 'net.onnx', tmp_path).keys() & FLOATING  # they are told apart
+    images = torch.randn(2, 3, size, size)
+    wanted, file = open_file(tmp_path / 'net.onnx').run(images), open_file(tmp_path / 'int8.onnx')
+    for output, exact in zip(file.run(images), wanted, strict=True):
+        assert (output - exact).norm() < 0.1 * exact.norm()
+    assert file.record == dict(record, int8=True)
+
+
+def test_images_are_needed_and_brought_to_the_size(tmp_path):
+    export(test_export.classifier(), tmp_path / 'net.onnx', (32, 32))
+    with pytest.raises(ExportError, match='INT8 needs images to calibrate on, and there are none'):
+        quantize(tmp_path / 'net.onnx', tmp_path / 'int8.onnx', [])
+    assert not (tmp_path / 'int8.onnx').exists()
+    quantize(tmp_path / 'net.onnx', tmp_path / 'net.onnx', [torch.randn(1, 3, 40, 50)])  # in place
+    assert open_file(tmp_path / 'net.onnx').record['int8']
+    assert fitting(torch.randn(1, 3, 40, 50), None).shape == (1, 3, 40, 50)
