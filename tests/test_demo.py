@@ -171,7 +171,7 @@ def test_the_demo_trains_tests_draws_and_counts_and_a_second_call_starts_nothing
     out = capfd.readouterr()
     assert not out.err and len(out.out.splitlines()) < 30
     headers = [line for line in out.out.splitlines() if line.startswith('[')]
-    assert [line[:5] for line in headers] == [f'[{i}/5]' for i in range(1, 6)]
+    assert [line[:5] for line in headers] == [f'[{i}/6]' for i in range(1, 7)]
     assert all(f'| {arm}' in out.out for arm in ('e2e', 'fuse', 'remove'))
     picture = out.out.splitlines()[-1].strip()
     assert picture == f'{tiny}/detection/predictions.jpg' and cv2.imread(picture).std() > 5
@@ -180,7 +180,7 @@ def test_the_demo_trains_tests_draws_and_counts_and_a_second_call_starts_nothing
 
     monkeypatch.setattr(subprocess, 'Popen', None)
     demo.main([])
-    assert capfd.readouterr().out.count('is there') == 5
+    assert capfd.readouterr().out.count('is there') == 7
     demo.NETWORKS['detection']['minimum'] = 1.01
     with pytest.raises(SystemExit, match='coco/bbox_mAP_50 .* is below 1.01: detection has not learned'):
         demo.main([])

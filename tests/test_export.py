@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import small
@@ -199,8 +200,7 @@ def test_operators_of_mmcv_are_refused_by_name_and_no_file_is_left(tmp_path):
 
 
 def test_a_file_that_gives_something_else_is_not_kept(tmp_path, monkeypatch):
-    from repl_mm.deployment import export as module
-
+    module = sys.modules['repl_mm.deployment.export']  # the package has a function of this name
     write = module._write_onnx
 
     def wrong(network, images, part, record, dynamic):
@@ -209,7 +209,7 @@ def test_a_file_that_gives_something_else_is_not_kept(tmp_path, monkeypatch):
         write(network, images, part, record, dynamic)
         head.bias.data -= 1
 
-    monkeypatch.setattr(sys.modules['repl_mm.deployment.export'], '_write_onnx', wrong)
+    monkeypatch.setattr(module, '_write_onnx', wrong)
     with pytest.raises(ExportError, match='gives other outputs than the model'):
         export(segmentor(), tmp_path / 'net.onnx', (64, 64))
     assert not list(tmp_path.iterdir())
@@ -259,7 +259,13 @@ def test_exports_that_are_not_possible(which, name, wanted, tmp_path):
 # ---- end to end ---------------------------------------------------------------------------------------------------
 
 FCOS = dict(
-    type='FCOSHead', num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1, strides=[8, 16, 32, 64, 128]
+    type='FCOSHead',
+    num_classes=3,
+    in_channels=16,
+    feat_channels=16,
+    stacked_convs=1,
+    strides=[8, 16, 32, 64, 128],
+    norm_cfg=dict(type='BN'),
 )
 
 
@@ -367,3 +373,32 @@ def test_the_commands_test_a_file_like_a_checkpoint(mini_coco, tmp_path):
     assert figures[0] == figures[1] and figures[0]
     done = run('export.py', 'cfg.py', checkpoint, tmp_path / 'net.txt', '--shape', 64, 96, cwd=tmp_path)
     assert done.returncode == 1 and 'ends with .onnx or .pt2' in done.stderr.splitlines()[-1]
+
+
+def test_the_script_of_the_docs_finds_what_inference_detector_finds(tmp_path):
+    """The page's script, with neither repl_mm nor mmdet nor torch: on a picture, through a file."""
+    from mmdet.apis import inference_detector
+
+    script = (ROOT / 'docs' / 'deployment.md').read_text().split('```python\n# serve.py\n')[1].split('```')[0]
+    assert not any(f'import {name}' in script for name in ('torch', 'mmdet', 'mmcv', 'repl_mm', 'mmengine'))
+    (tmp_path / 'serve.py').write_text(script)
+    model = detector()
+    model.test_cfg.update(score_thr=0.05, max_per_img=10)
+    cfg = small.detector_config('data', 'work')
+    model.cfg = cfg
+    export(model, tmp_path / 'net.onnx', (64, 64), end2end=True, classes=['circle', 'square', 'triangle', 'star'])
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'picture.png'), picture)
+    env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    done = subprocess.run(
+        [sys.executable, 'serve.py', 'net.onnx', 'picture.png'], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    wanted = inference_detector(model, str(tmp_path / 'picture.png')).pred_instances
+    wanted = wanted[wanted.scores >= 0.3]
+    assert len(found) == len(wanted) > 3
+    for line, box, score in zip(found, wanted.bboxes.numpy(), wanted.scores.tolist(), strict=True):
+        assert abs(float(line[1]) - score) < 2e-3
+        np.testing.assert_allclose(np.array(line[2:], float), box, atol=0.11)
+    assert cv2.imread(str(tmp_path / 'boxes.png')).shape == (64, 64, 3)

@@ -2,8 +2,8 @@
 
     python tools/benchmark.py configs/retinanet_r50_repl_coco.py --arms e2e fuse remove --backends torch onnx onnx-int8
 
-Whole networks, up to the raw outputs of the heads, with random weights. *Ratio*: the median of an arm's times relative to
-the first arm's within the same round. *Kept*: the share of the saving that removing the same blocks gives.
+Whole networks, up to the raw outputs of the heads, with random weights. *Ratio*: the median of an arm's times
+relative to the first arm's within the same round. *Kept*: the share of the saving that removing the same blocks gives.
 """
 
 import argparse

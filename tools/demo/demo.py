@@ -1,7 +1,7 @@
 """A first success on generated pictures: what `make demo` runs.
 
 Draws circles, squares, triangles and stars; trains RetinaNet-R50-RepL from scratch to find them; tests it on pictures
-it never saw; draws what it predicts below the ground truth; and counts what RepL saves::
+it never saw; draws what it predicts below the ground truth; counts what RepL saves; and serves the network in INT8::
 
     python tools/demo/demo.py        # detection, at most 10 minutes on two CPU cores
     python tools/demo/demo.py all    # segmentation as well: pretraining, training, official Cityscapes evaluation
@@ -15,6 +15,7 @@ import json
 import os
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import mini_dataset
@@ -119,6 +120,26 @@ def show_off(name, work_dir, checkpoint, steps):
     return picture
 
 
+def deploy(name, work_dir, checkpoint, value, steps):
+    """Export a network, quantize it, and test the file like the checkpoint: one step; return what it reaches."""
+    from mmengine.config import Config
+
+    missing = [package for package in ('onnx', 'onnxruntime', 'onnxscript') if not find_spec(package)]
+    if missing:
+        stop(f"{missing[0]} is missing for the last step: pip install 'repl_mm[export]'")
+    steps(f'{name}: export to ONNX, quantize to INT8, test the file with ONNX Runtime (a minute)')
+    config, file = work_dir / 'config.py', work_dir / 'int8.onnx'
+    pictures = Path(Config.fromfile(config).data_root) / 'train'
+    arguments = (config, checkpoint, file, '--int8', '--images', pictures, '--num', 32)
+    steps.run(work_dir / 'export.log', work_dir, file.name, 'export.py', *arguments)
+    folder = work_dir / 'test_int8'
+    metrics = steps.run(work_dir / 'test_int8.log', folder, '*/*.json', 'test.py', config, file, '--work-dir', folder)
+    metric = NETWORKS[name]['metric']
+    found = json.loads(metrics.read_text()).get(metric, 0)
+    show(f'{metric.split("/")[-1]} {found:.3f} with ONNX Runtime in INT8, {value:.3f} with PyTorch', last=True)
+    return found
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('parts', nargs='?', choices=('detection', 'all'), default='detection')
@@ -126,11 +147,13 @@ def main(argv=None):
     parser.add_argument('--seed', type=int, default=0, help='of the training (default: %(default)s)')
     args = parser.parse_args(argv)
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine 0.10.7 uses it
-    began, folder, steps = time.time(), args.work_dir, Steps(5 if args.parts == 'detection' else 13)
+    began, folder, steps = time.time(), args.work_dir, Steps(6 if args.parts == 'detection' else 14)
     try:
         checkpoint, value = learn('detection', folder / 'detection', steps, args.seed)
         pictures = [show_off('detection', folder / 'detection', checkpoint, steps)]
-        ends = [f'mAP50 {value:.3f}']
+        ends = [
+            f'mAP50 {value:.3f} ({deploy("detection", folder / "detection", checkpoint, value, steps):.3f} in INT8)'
+        ]
         if args.parts == 'all':
             start, _ = learn('pretraining', folder / 'pretraining', steps, args.seed)
             checkpoint, value = learn('segmentation', folder / 'segmentation', steps, args.seed, start)
