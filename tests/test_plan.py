@@ -114,6 +114,7 @@ def test_to_dict_survives_json():
         ratio=1.0,
         fusion=dict(type='mix', groups=8),
         detach=False,
+        merged=False,
     )
 
 

@@ -83,7 +83,8 @@ def benchmark(
     Returns:
         list[dict]: For every backend, batch and arm: backend, batch, name, params, seconds (all calls), latency
         (median) and p95 in seconds, throughput in images per second, ratio (median of the ratios to the first arm
-        within the rounds) with its quartiles, and kept: the share of the saving that the arm 'remove' gives, if it is there.
+        within the rounds) with its quartiles, and kept: the share of the saving that the arm 'remove' gives, if it is
+        there.
 
     Raises:
         ExportError: A network cannot be exported.

@@ -106,7 +106,11 @@ def detections(model: nn.Module, outputs, images: Tensor) -> tuple[Tensor, Tenso
     scores, labels, factors, deltas, priors, valid = (
         parts if isinstance(parts[0], int) else torch.cat(parts) for parts in map(list, zip(*chosen, strict=True))
     )
-    boxes = head.bbox_coder.decode(priors, deltas, max_shape=images.shape[-2:])
+    # mm's coders clip in code of their own while ONNX is exported, which is gone
+    boxes = head.bbox_coder.decode(priors, deltas)
+    if getattr(head.bbox_coder, 'clip_border', True):
+        height, width = images.shape[-2:]
+        boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
     if factors_of_levels:
         scores = scores * factors
     if cfg.get('min_bbox_size', -1) >= 0:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..classification import ImageClassifier
-
 DENSE, SEGMENTOR, CLASSIFIER, FEATURES = 'dense head', 'decode head', 'classifier', 'features'
 
 
@@ -58,7 +56,7 @@ def find_network(model: nn.Module) -> Network:
     Raises:
         TypeError: The model is of another kind.
     """
-    if isinstance(model, ImageClassifier):
+    if callable(getattr(model, 'classify', None)):  # ImageClassifier, which loads with classification only
         return Network(model, CLASSIFIER, lambda images: model.classify(model.backbone(images)))
     if not callable(getattr(model, 'extract_feat', None)):
         raise TypeError(
