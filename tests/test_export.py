@@ -176,6 +176,15 @@ def test_what_a_file_says_of_itself(tmp_path):
     assert tree == pytree.tree_structure(nested)
 
 
+def test_a_file_serves_test_time_augmentation(tmp_path):
+    export(segmentor(), tmp_path / 'net.pt2', (64, 64))
+    from mmseg.models import SegTTAModel
+
+    model = SegTTAModel(module=segmentor())
+    serve(model, open_file(tmp_path / 'net.pt2'))
+    assert type(model.module.backbone).__name__ == 'Served'
+
+
 def test_a_file_of_one_size_says_so(tmp_path):
     export(segmentor(), tmp_path / 'net.onnx', (64, 64))
     model = segmentor()
@@ -387,8 +396,8 @@ def test_the_script_of_the_docs_finds_what_inference_detector_finds(tmp_path):
     model.test_cfg.update(score_thr=0.05, max_per_img=10)
     cfg = small.detector_config('data', 'work')
     model.cfg = cfg
-    export(model, tmp_path / 'net.onnx', (64, 64), end2end=True, classes=['circle', 'square', 'triangle', 'star'])
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    export(model, tmp_path / 'net.onnx', (128, 128), end2end=True, classes=['circle', 'square', 'triangle', 'star'])
+    picture = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'picture.png'), picture)
     env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     done = subprocess.run(
@@ -403,4 +412,4 @@ def test_the_script_of_the_docs_finds_what_inference_detector_finds(tmp_path):
     for line, box, score in zip(found, wanted.bboxes.numpy(), wanted.scores.tolist(), strict=True):
         assert abs(float(line[1]) - score) < 2e-3
         np.testing.assert_allclose(np.array(line[2:], float), box, atol=0.11)
-    assert cv2.imread(str(tmp_path / 'boxes.png')).shape == (64, 64, 3)
+    assert cv2.imread(str(tmp_path / 'boxes.png')).shape == (128, 128, 3)
