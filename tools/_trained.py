@@ -77,7 +77,7 @@ def read_images(cfg, folder, num, shape, option):
     """
     if not folder.is_dir():
         stop(f"{option} '{folder}': no such folder; expected one of pictures, or the dataset's data_root")
-    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
+    files = pictures_in(folder)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), one_line_errors():
         if files:
             files = [files[i] for i in torch.randperm(len(files))[:num]]
@@ -91,6 +91,11 @@ def read_images(cfg, folder, num, shape, option):
     if len(images) < FEWEST:
         stop(f"{option} '{folder}': {len(images)} images, expected at least {FEWEST}")
     return images
+
+
+def pictures_in(folder):
+    """Return the files of pictures in a folder, however deep."""
+    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
 
 
 def read_picture(file, shape):
