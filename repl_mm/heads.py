@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from .config import build, stock_config, with_backbones
 from .conversion import tensors
 
+MORE = (TypeError, AttributeError, ValueError, KeyError, IndexError, AssertionError)  # of heads without what they need
+
 
 class Given(nn.Module):
     """Stands where something has run already, and gives what it gave.
@@ -40,7 +42,15 @@ class Whole(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor):
-        return self.model(x, mode='tensor')
+        """What the model's heads put out.
+
+        Raises:
+            RuntimeError: They ask for more than images: proposals, queries.
+        """
+        try:
+            return self.model(x, mode='tensor')
+        except MORE as error:
+            raise RuntimeError(f'its heads take more than images: {error}') from error
 
 
 def stock_model(cfg: Config) -> nn.Module:
@@ -89,7 +99,7 @@ def whole_head(
         try:
             with torch.no_grad():
                 tensors(head(outputs))
-        except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, IndexError, AssertionError):
+        except (*MORE, RuntimeError):
             continue  # of two stages, or of queries: it asks for more than the outputs
         return head
     return None

@@ -307,7 +307,9 @@ def test_the_tool_writes_a_config_that_trains_and_converts(prepared, tmp_path, c
 def test_without_weights_it_counts(prepared, capsys):
     run(prepared, '--shape', 32, 32, '--batch', 4, '--params', 0.8)
     text = capsys.readouterr().out
-    assert 'nothing is measured' in text and 'RepL plan of CifarResNet' in text
+    assert (
+        'nothing is measured' in text and 'Counted: the backbone alone' in text and 'RepL plan of CifarResNet' in text
+    )
     assert all(f'| {name}' in text for name in ('separable', 'half', 'remove', 'patch', 'every=2'))
     assert 'ranked by saving only' in text and 'params <= 0.8' in text
 
@@ -316,9 +318,17 @@ def test_memory_is_that_of_the_whole_model(tmp_path, capsys):
     file = detector(tmp_path)
     words = ['--shape', 64, 64, '--batch', 2]
     run(file, *words, '--memory', '3MB')
-    assert 'memory <= 0.' in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert 'Counted: the whole model, 64x64, batch 2' in text and 'memory <= 0.' in text
     with pytest.raises(SystemExit, match=r'--memory 8GB: the stock model needs 0\.\d+GB only; expected less'):
         run(file, *words, '--memory', '8GB')
+
+
+def test_a_model_that_cannot_be_counted_whole_is_named():
+    words = ['--shape', 64, 64, '--memory', '1GB']
+    with pytest.raises(SystemExit, match='cannot be counted.*its heads take more than images') as stopped:
+        run('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', *words)
+    assert '\n' not in str(stopped.value)
 
 
 @pytest.mark.parametrize(

@@ -91,14 +91,17 @@ def parse_args(argv=None):
     return args
 
 
-def counter(cfg, path, args, shape):
-    """Return what counts the cost of a backbone: alone, or for ``--memory`` with all that stands behind it."""
+def counters(cfg, path, args, shape):
+    """Return what counts the cost of a backbone alone, and for ``--memory`` with all that stands behind it."""
     batch = args.batch or (cfg.get('train_dataloader') or {}).get('batch_size') or 2
     inputs, (moments, _) = cost.ImageInput(shape, batch), config.optimizer_moments(cfg)
+    alone = partial(cost.measure, inputs=inputs, moments=moments)
     if args.measure != 'memory':
-        return partial(cost.measure, inputs=inputs, moments=moments)
+        print(f'Counted: the backbone alone, {inputs}')
+        return alone, alone
+    print(f'Counted: the whole model, {inputs}')
     model = stock_model(cfg)
-    return lambda net: cost.measure(Whole(model, path, net), inputs, moments)
+    return alone, lambda net: cost.measure(Whole(model, path, net), inputs, moments)
 
 
 def share_of_memory(args, savings):
@@ -109,22 +112,21 @@ def share_of_memory(args, savings):
     return args.limit / needed
 
 
-def show_plans(stock, replace, words, count, args):
+def show_plans(stock, replace, words, alone, count, args):
     """Print the config's plan, what each operator would save in its slots, and plans of every n-th block."""
     plan = apply_repl(copy.deepcopy(stock), **replace)
-    print(f'No weights and no pictures: nothing is measured, only counted.\n\n{plan}\n')
+    print(f'No weights and no pictures: nothing is measured.\n\n{plan}\n')
     slots = [(slot.stage, slot.index) for slot in plan.slots]
-    e2e = choosing.Savings(stock, {}, count)
-    rows = [cost.Row('e2e', e2e.cost())]
+    rows = [cost.Row('e2e', alone(stock))]
     arms = {operator: dict(mode='fuse', operator=operator) for operator in find_family(stock).OPERATORS}
     for name, arm in (arms | {mode: dict(mode=mode) for mode in PLAIN}).items():
         try:
-            rows.append(cost.Row(name, choosing.Savings(stock, {**words, **arm}, count).cost(slots)))
+            rows.append(cost.Row(name, choosing.Savings(stock, {**words, **arm}, alone).cost(slots)))
         except PlanError as error:
             rows.append(cost.Row(name, note=str(error)))
     print(cost.table(rows, 'What would stand in these slots:'), '\n')
     savings, found = choosing.Savings(stock, words, count), []
-    limit = share_of_memory(args, e2e) if args.measure == 'memory' else args.limit
+    limit = share_of_memory(args, savings) if args.measure == 'memory' else args.limit
     for every in range(1, 7):
         try:
             plan = apply_repl(copy.deepcopy(stock), **words, every=every)
@@ -153,7 +155,7 @@ def choose(cfg, path, settings, stock, rest, words, args):
     with torch.no_grad():
         outputs = net(images[:1])
     head = classifier_head(cfg, rest, device) or whole_head(cfg, path, rest, outputs, device)
-    count = counter(cfg, path, args, tuple(images.shape[-2:]))
+    _, count = counters(cfg, path, args, tuple(images.shape[-2:]))
     if args.measure == 'memory':
         args.limit = share_of_memory(args, choosing.Savings(stock, words, count))
     print(
@@ -184,7 +186,7 @@ def main(argv=None):
             words = {key: value for key, value in replace.items() if key not in choosing.PLACES}
             if args.stock is None:
                 stock = config.build(config.stock_config(settings), cfg.get('default_scope'))
-                show_plans(stock, replace, words, counter(cfg, path, args, args.shape), args)
+                show_plans(stock, replace, words, *counters(cfg, path, args, args.shape), args)
             else:
                 stock, rest = load_stock(cfg, path, settings, args.stock)
                 choose(cfg, path, settings, stock, rest, words, args)
