@@ -9,6 +9,7 @@ block is tried against the blocks beside it.
 
 import copy
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -203,7 +204,8 @@ class Savings:
     def left(self, places: Iterable[Place], name: str) -> float:
         """What is left of a cost with these blocks replaced, as a share of the stock network's."""
         figure = MEASURES[name]
-        return figure(self.cost(places)) / figure(self.cost())
+        stock = figure(self.cost())
+        return figure(self.cost(places)) / stock if stock else 1.0  # of frozen parameters there is nothing to save
 
     def of(self, place: Place) -> dict[str, float]:
         """What replacing one block alone saves of each cost, as shares."""
@@ -246,7 +248,7 @@ def choose(
         Choice: The chosen blocks, and how they were found.
 
     Raises:
-        PlanError: The budget is not valid or out of reach, or no block can be replaced.
+        PlanError: The budget is not valid or out of reach, no block can be replaced, or outputs are not finite.
         ValueError: There are too few images.
 
     Example:
@@ -348,6 +350,8 @@ class _Trials:
             sets (Sequence[frozenset]): The sets.
             title (str): What the progress is called.
         """
+        if not sets:
+            return []
         standing = [self.standing(places) for places in (base, *sets)]
         stock, *sums = [_Sums() for _ in standing]
         with closing(track([(x, n) for x in range(len(self.batches)) for n in range(len(sets))], title)) as turns:
@@ -362,7 +366,13 @@ class _Trials:
                 ready = {place: Given(given[place]) for place in self.chain[: first[index]]}
                 outputs = self.run(x, {**standing[index + 1], **ready})
                 sums[index].add([a - b for a, b in zip(outputs, targets, strict=True)])
-        return [one.relative_to(stock) for one in sums]
+        found = [one.relative_to(stock) for one in sums]
+        if not all(map(math.isfinite, found)):
+            raise PlanError(
+                f'outputs of this {type(self.net).__name__} are not finite: expected trained weights, and images that '
+                'are normalized as for them'
+            )
+        return found
 
     def target(self, number: int, outputs: list[Tensor] | None) -> list[Tensor]:
         """The stock network's outputs for a batch, which are kept as long as there is room."""

@@ -221,6 +221,13 @@ def test_a_changed_backbone_or_too_few_images_are_refused():
         repl_mm.choose(build(stock), images(1), 0.8)
 
 
+def test_weights_that_give_no_numbers_are_named():
+    stock = stock_of(CIFAR)
+    nn.init.constant_(stock.conv1.weight, torch.nan)
+    with pytest.raises(PlanError, match='outputs of this CifarResNet are not finite: expected trained weights'):
+        repl_mm.choose(stock, images(4, 32), 0.9, count=count_params, mode='remove')
+
+
 # ---- what stands behind a backbone ----------------------------------------------------------------------------------
 
 
@@ -240,6 +247,17 @@ def test_a_dense_models_maps_count(tmp_path):
         heads.Whole(heads.stock_model(cfg), ('backbone',), model.backbone), cost.ImageInput((64, 64))
     )
     assert counted.params > cost.measure(model.backbone, cost.ImageInput((64, 64))).params
+
+
+def test_features_count_where_the_heads_want_more():
+    cfg = config.read_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    model, x = heads.stock_model(cfg), images(1)
+    model.eval()
+    with torch.no_grad():
+        features, expected = model.backbone(x), model.extract_feat(x)
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
+    head = heads.whole_head(cfg, ('backbone',), weights, features)
+    assert len(expected) == 5 and all(map(torch.equal, head(features), expected))
 
 
 # ---- the config that is written -------------------------------------------------------------------------------------
