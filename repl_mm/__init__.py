@@ -8,6 +8,7 @@ except ImportError as error:
 
 from . import optim  # noqa: F401  (registers the optimizer wrapper)
 from .backbones import register_family
+from .choosing import Choice, choose
 from .compat import know_packages
 from .computing_layers import BorrowError
 from .hook import RepLHook
@@ -19,12 +20,14 @@ from .surgery import apply_repl, computing_layers, fold, plan_of, repl_backbones
 __version__ = '0.1.0'
 __all__ = [
     'BorrowError',
+    'Choice',
     'MergeError',
     'Plan',
     'PlanError',
     'RepLHook',
     'Slot',
     'apply_repl',
+    'choose',
     'computing_layers',
     'fold',
     'make_plan',

@@ -473,6 +473,40 @@ def read_config(name: str) -> Config:
         raise ConfigError(f"config '{name}': {said}") from error
 
 
+def inherit(name: str, file: Path, path: tuple[str, ...], backbone: dict, options: dict | None = None) -> str:
+    """Return the text of a config that inherits another one and has other words in its backbone.
+
+    Args:
+        name (str): The other config, as of :func:`read_config`.
+        file (Path): Where the text will stand.
+        path (tuple[str]): Of the backbone in the model.
+        backbone (dict): The words; a dict among them takes the place of what is inherited.
+        options (dict | None): Settings by dotted key that the text takes in as well. Defaults to None.
+
+    Raises:
+        ConfigError: The config is a pure-Python one, which is inherited by importing.
+    """
+    base = config_file(name)
+    if Config._is_lazy_import(base):
+        raise ConfigError(
+            f"config '{name}' is a pure-Python one, which is inherited by importing: write the words into it"
+        )
+    if '::' not in name or name.startswith('repl_mm::'):  # mmengine does not find ours in an editable installation
+        base, name = Path(base).resolve(), ''
+        name = os.path.relpath(base, file.resolve().parent)
+    inherited = Config.fromfile(config_file(name)) if '::' in name else Config.fromfile(str(base))
+    changes = Config({})
+    changes.merge_from_dict(options or {})
+    changes, old = changes.to_dict(), inherited.to_dict()
+    node = changes
+    for key in ('model', *path):
+        node = node.setdefault(key, {})
+        old = old.get(key, {})
+    for key, value in backbone.items():
+        node[key] = dict(_delete_=True, **value) if isinstance(value, dict) and key in old else value
+    return f'_base_ = {name!r}\n{Config(changes).pretty_text}'
+
+
 def set_data_root(cfg: Config, folder: str) -> None:
     """Move every path of the dataloaders and evaluators from the config's ``data_root`` to a folder, in place.
 

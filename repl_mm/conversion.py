@@ -86,12 +86,12 @@ def convert(
         raise ValueError(
             f'images: {len(images)} are too few, expected at least {HELD_OUT}; one of {HELD_OUT} is held out'
         )
-    with _frozen(backbone, stock):
+    with frozen(backbone, stock):
         return _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, head)
 
 
 @contextmanager
-def _frozen(*nets: nn.Module) -> Iterator[None]:
+def frozen(*nets: nn.Module) -> Iterator[None]:
     """Put networks into eval mode without gradients, and back into their own state, whatever happens meanwhile."""
     modes = [(module, module.training) for net in nets for module in net.modules()]
     parameters = [(p, p.requires_grad, p.grad) for net in nets for p in net.parameters()]
@@ -122,12 +122,7 @@ def _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, hea
 
     with closing(track(layers.items(), 'fitting block by block')) as items:
         for name, layer in items:
-            inputs, rest, targets = _pairs(name, backbone, stock, batches)
-
-            def block_loss(chosen, layer=layer, inputs=inputs, rest=rest, targets=targets):
-                return F.mse_loss(layer(inputs[chosen], *rest), targets[chosen]) / targets.var()
-
-            _fit([layer], block_loss, len(inputs), block_steps, batch, 6 * lr)
+            fit_block(layer, name, backbone, stock, batches, block_steps, batch, lr)
 
     shift, mirror = BatchCrop(images.shape[-1] // 8), BatchFlip()
 
@@ -140,6 +135,36 @@ def _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, hea
     _fit(layers.values(), loss, len(images), steps, batch, lr, 'fitting together')
     after = _errors(layers, backbone, stock, held_out, results)
     return [Error(name, before[name], after[name]) for name in before]
+
+
+def fit_block(
+    layer: nn.Module,
+    name: str,
+    backbone: nn.Module,
+    stock: nn.Module,
+    batches: Sequence[Tensor],
+    steps: int,
+    batch: int,
+    lr: float,
+) -> None:
+    """Fit one computing layer to the block that it replaces, by what comes to its place in a backbone.
+
+    Args:
+        layer (nn.Module): The layer.
+        name (str): Dotted name of its place.
+        backbone (nn.Module): What its inputs are taken from, in eval mode.
+        stock (nn.Module): What its targets are taken from, in eval mode.
+        batches (Sequence[Tensor]): Normalized images, each ``(N, 3, H, W)``; not all where they exceed ``CACHE``.
+        steps (int): As ``block_steps`` of :func:`convert`.
+        batch (int): Images in a step.
+        lr (float): As in :func:`convert`.
+    """
+    inputs, rest, targets = _pairs(name, backbone, stock, batches)
+
+    def loss(chosen):
+        return F.mse_loss(layer(inputs[chosen], *rest), targets[chosen]) / targets.var()
+
+    _fit([layer], loss, len(inputs), steps, batch, 6 * lr)
 
 
 def tensors(outputs) -> list[Tensor]:

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-import convert
+import _trained
 import cv2
 import mmcv
 import mmseg
@@ -377,19 +377,19 @@ def test_pictures_are_normalized_as_the_model_does_it(scope, settings, rgb):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([10, 20, 30], [1, 2, 4]))
     expected = ((pictures.flip(1) if rgb else pictures) - mean) / std
     with DefaultScope.overwrite_default_scope(scope):
-        torch.testing.assert_close(convert.normalize(cfg, pictures), expected)
+        torch.testing.assert_close(_trained.normalize(cfg, pictures), expected)
 
 
 def test_pictures_get_the_size_that_the_preprocessor_gives_them():
     settings = dict(type='repl_mm.ClsDataPreprocessor', mean=[0, 0, 0], std=[1, 1, 1], size=8)
     cfg = Config(dict(model=dict(data_preprocessor=settings)))
-    assert convert.normalize(cfg, torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).shape == (2, 3, 8, 8)
+    assert _trained.normalize(cfg, torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).shape == (2, 3, 8, 8)
 
 
 def test_a_picture_covers_the_shape_and_is_cropped(tmp_path):
     for height, width in ((30, 41), (41, 30), (32, 48), (7, 3)):
         mmcv.imwrite(np.full((height, width, 3), (1, 2, 3), np.uint8), str(tmp_path / 'x.png'))
-        image = convert.read_picture(tmp_path / 'x.png', (32, 48))
+        image = _trained.read_picture(tmp_path / 'x.png', (32, 48))
         assert image.shape == (3, 32, 48) and image.dtype == torch.uint8
         assert image[:, 5, 5].tolist() == [1, 2, 3]
 

@@ -32,7 +32,8 @@ def test_mmengine_is_enough():
     done = python(f"""
 import sys
 sys.modules.update(dict.fromkeys({others}))
-import repl_mm, repl_mm.classification, repl_mm.conversion, repl_mm.cost, repl_mm.data_checks, repl_mm.stock_weights
+import repl_mm, repl_mm.choosing, repl_mm.classification, repl_mm.conversion, repl_mm.cost, repl_mm.data_checks
+import repl_mm.heads, repl_mm.stock_weights
 """)
     assert done.returncode == 0, done.stderr
 

@@ -1,0 +1,523 @@
+"""Choosing: which blocks of a trained backbone are replaced, by measurement instead of by rule.
+
+The *influence* of a block is how far the network's outputs move when this block alone is left out, or when its fitted
+computing layer stands there: squared distance in units of the outputs' variance, on pictures without labels. Its
+*saving* is counted exactly. Blocks are then taken one by one, each time the one that moves the outputs least for what
+it saves, and all are measured again after every choice, because blocks depend on one another. At last each chosen
+block is tried against the blocks beside it.
+"""
+
+import copy
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from .calibration import calibrate
+from .computing_layers import ComputingLayer
+from .conversion import fit_block, frozen, tensors
+from .cost import Cost, measure, no_random_change
+from .families import find_family
+from .heads import Given
+from .plan import PlanError, Slot, make_plan
+from .surgery import apply_repl, check_keys, plan_of
+from .tables import markdown
+
+Place = tuple[int, int]  # (stage, index), as in ``replace.slots``
+
+PLACES = ('every', 'stages', 'slots')  # keys of ``replace`` that say where; all others say what
+BORROWING = ('fuse', 'share', 'random')  # modes whose layers depend on their neighbours
+PIXELS = 2**21  # of the images that go through a network at once
+CACHE = 2**30  # bytes of the stock network's outputs that are kept
+LR = 0.1  # of the fits, as tools/convert.py has it
+FIT_BATCH = 48
+SLACK = 0.01  # by which the sum of single savings may miss that of a set
+
+
+def memory(cost: Cost) -> int:
+    """Bytes that a training step needs: parameters, gradients, the optimizer's state, activations; in fp32."""
+    return 4 * (cost.total_params + cost.params) + cost.optimizer_bytes + cost.activation_bytes
+
+
+# what a budget may limit: name -> the figure of a Cost
+MEASURES: dict[str, Callable[[Cost], int]] = dict(
+    flops=lambda cost: cost.flops,
+    activations=lambda cost: cost.activation_bytes,
+    params=lambda cost: cost.params,
+    memory=memory,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A block that can be replaced.
+
+    Attributes:
+        place (tuple[int, int]): Its (stage, index).
+        influence (float): Distance of the outputs with this block alone replaced; 0 is none, 1 is their variance.
+        savings (dict[str, float]): What replacing it alone saves, as shares of the stock network's, by the names of
+            :data:`MEASURES`.
+    """
+
+    place: Place
+    influence: float
+    savings: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the choice.
+
+    Attributes:
+        slots (tuple[tuple[int, int]]): The blocks chosen after it.
+        distance (float): Of the outputs then.
+        left (float): What is left of the limited cost then, as a share of the stock network's.
+    """
+
+    slots: tuple[Place, ...]
+    distance: float
+    left: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Blocks chosen under a budget. ``str(choice)`` is a table for people, :meth:`to_dict` is for files.
+
+    Attributes:
+        backbone (str): Class name.
+        measure (str): What the budget limits, one of :data:`MEASURES`.
+        limit (float): How much of it may be left, as a share of the stock network's.
+        fit (bool): Whether fitted computing layers were measured; else blocks left out.
+        words (dict): The other words of ``replace``.
+        blocks (tuple[Block]): All blocks that can be replaced.
+        steps (tuple[Step]): How the choice grew; the last one is the choice.
+    """
+
+    backbone: str
+    measure: str
+    limit: float
+    fit: bool
+    words: dict
+    blocks: tuple[Block, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def slots(self) -> tuple[Place, ...]:
+        """tuple[tuple[int, int]]: The chosen blocks."""
+        return self.steps[-1].slots
+
+    @property
+    def replace(self) -> dict:
+        """dict: What to write into the backbone's config as ``replace``."""
+        return dict(slots=list(self.slots), **self.words)
+
+    def to_dict(self) -> dict:
+        """The choice as plain lists, numbers and strings."""
+        return dict(dataclasses.asdict(self), slots=[list(slot) for slot in self.slots])
+
+    def __str__(self) -> str:
+        shown = [name for name in MEASURES if name in self.blocks[0].savings]
+        rows = [
+            [
+                name_of(block.place),
+                'x' if block.place in self.slots else '',
+                f'{block.influence:.4f}',
+                *(f'{block.savings[name]:.1%}' for name in shown),
+            ]
+            for block in sorted(self.blocks, key=lambda block: block.influence)
+        ]
+        what = 'its fitted computing layer in its place' if self.fit else 'this block alone left out'
+        lines = [
+            f'Blocks of {self.backbone}, by influence ({what}); savings relative to the stock network:',
+            markdown(['block', 'chosen', 'influence', *(f'{name} saved' for name in shown)], rows),
+        ]
+        for number, step in enumerate(self.steps, 1):
+            places = ' '.join(map(name_of, step.slots))
+            lines.append(f'step {number}: distance {step.distance:.4f}, {self.measure} {step.left:.3f}: {places}')
+        return '\n'.join(lines)
+
+
+def name_of(place: Place) -> str:
+    """A place as people write it: stage.index."""
+    return f'{place[0]}.{place[1]}'
+
+
+# ---- what can be replaced, and what it saves ------------------------------------------------------------------------
+
+
+def replaceable(backbone: nn.Module) -> list[Place]:
+    """Return the places of a stock backbone's blocks that can be replaced, in the order of the chain.
+
+    All but those in frozen stages, those that set a stage's stride and width, and the first block of the chain, which
+    nothing precedes.
+
+    Raises:
+        PlanError: There is none; the backbone is not supported, or was changed already.
+    """
+    if plan_of(backbone) is not None:
+        raise PlanError(f'RepL was applied to this {type(backbone).__name__} before: give the stock backbone')
+    family = find_family(backbone)
+    stages, shut, openers = family.stages(backbone), set(family.frozen(backbone)), set(family.openers(backbone))
+    chain = [(s, i) for s, stage in enumerate(stages) for i in range(len(stage))]
+    places = [(s, i) for s, i in chain[1:] if s not in shut and (i or s not in openers)]
+    if not places:
+        frozen_ones = f' and frozen stages {sorted(shut)} (frozen_stages)' if shut else ''
+        raise PlanError(
+            f'no block of {type(backbone).__name__} with {tuple(map(len, stages))} blocks per stage{frozen_ones} can '
+            'be replaced: expected stages that are trained and have at least 2 blocks'
+        )
+    return places
+
+
+class Savings:
+    """What sets of replaced blocks cost, each counted once.
+
+    Args:
+        backbone (nn.Module): The stock backbone.
+        words (dict): Words of ``replace`` but for the slots.
+        count (Callable | None): Gives the :class:`repl_mm.cost.Cost` of a backbone. Defaults to None, that of the
+            backbone alone on 2 images of 800x1344.
+    """
+
+    def __init__(self, backbone: nn.Module, words: dict, count: Callable[[nn.Module], Cost] | None = None):
+        self.backbone = backbone
+        self.words = words
+        self.count = count or measure
+        self.known = {}
+
+    def cost(self, places: Iterable[Place] = ()) -> Cost:
+        """The cost with these blocks replaced; of the stock network without any."""
+        places = frozenset(places)
+        if places not in self.known:
+            with no_random_change():
+                backbone = copy.deepcopy(self.backbone)
+                if places:
+                    apply_repl(backbone, slots=sorted(places), **self.words)
+            self.known[places] = self.count(backbone)
+        return self.known[places]
+
+    def left(self, places: Iterable[Place], name: str) -> float:
+        """What is left of a cost with these blocks replaced, as a share of the stock network's."""
+        figure = MEASURES[name]
+        stock = figure(self.cost())
+        return figure(self.cost(places)) / stock if stock else 1.0  # of frozen parameters there is nothing to save
+
+    def of(self, place: Place) -> dict[str, float]:
+        """What replacing one block alone saves of each cost, as shares."""
+        return {name: 1 - self.left([place], name) for name in MEASURES}
+
+
+# ---- the choice -----------------------------------------------------------------------------------------------------
+
+
+def choose(
+    backbone: nn.Module,
+    images: Tensor,
+    limit: float,
+    measure: str = 'flops',
+    fit: bool = False,
+    head: Callable | None = None,
+    count: Callable[[nn.Module], Cost] | None = None,
+    block_steps: int = 150,
+    **replace,
+) -> Choice:
+    """Choose the blocks whose replacement moves a trained network least, under a budget.
+
+    Args:
+        backbone (nn.Module): A stock backbone with trained weights; it stays as it is.
+        images (Tensor): Normalized images ``(N, 3, H, W)`` where the backbone is; no labels are needed. With ``fit``
+            one half is fitted on and the other one measured.
+        limit (float): How much may be left of what ``measure`` names, as a share of the stock network's, above 0 and
+            below 1.
+        measure (str): 'flops' (of a training step), 'activations' (bytes), 'params' (trainable ones) or 'memory' (all
+            that training needs). Defaults to 'flops'.
+        fit (bool): Measure with each block's computing layer in its place, fitted to the block; it is fitted again
+            where its neighbours change. Defaults to False, the block left out.
+        head (Callable | None): What the model makes of the backbone's outputs, a classifier its logits; then these
+            count. Defaults to None, the backbone's outputs count.
+        count (Callable | None): As in :class:`Savings`. Defaults to None, the backbone alone at 2x3x800x1344.
+        block_steps (int): Steps of each fit. Defaults to 150.
+        **replace: Words of ``replace`` but for ``slots``, ``every`` and ``stages``: what will stand in the slots.
+
+    Returns:
+        Choice: The chosen blocks, and how they were found.
+
+    Raises:
+        PlanError: The budget is not valid or out of reach, no block can be replaced, or outputs are not finite.
+        ValueError: There are too few images.
+
+    Example:
+        >>> choice = repl_mm.choose(backbone, images, 0.8, mode='own')
+        >>> repl_mm.apply_repl(backbone, **choice.replace)
+    """
+    if measure not in MEASURES:
+        raise PlanError(f'measure={measure!r} is not valid: expected one of {", ".join(map(repr, MEASURES))}')
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < 1:
+        raise PlanError(f'{measure}={limit!r} is not valid: expected a share above 0 and below 1')
+    if len(images) < 2:
+        raise ValueError(f'images: {len(images)} are too few, expected at least 2')
+    words = {key: value for key, value in check_keys(replace).items() if key not in PLACES}
+    places = replaceable(backbone)
+    savings = Savings(backbone, words, count)
+    with closing(track(places, 'counting what each block saves')) as counted:
+        single = {place: savings.of(place) for place in counted}
+    useful = [place for place in places if single[place][measure] > 0]
+    least = savings.left(useful, measure)
+    if least > limit:
+        raise PlanError(
+            f'{measure}={limit:g} is out of reach: with all {len(useful)} blocks replaced that save any, {least:.3f} '
+            f'are left; expected a share of at least {least:.3f}'
+        )
+    trials = _Trials(backbone, images, words, fit, head, block_steps)
+    steps, first = [], {}
+    chosen, distance = frozenset(), 0.0
+    while savings.left(chosen, measure) > limit:
+        sets = {place: chosen | {place} for place in (places if not chosen else useful) if place not in chosen}
+        found = trials.distances(chosen, list(sets.values()), f'choosing block {len(chosen) + 1}')
+        moved = dict(zip(sets, found, strict=True))
+        first = first or moved
+        missing = savings.left(chosen, measure) - limit
+
+        def price(place, moved=moved, missing=missing, distance=distance):
+            # more than what is missing is worth nothing
+            saved = single[place][measure]
+            return max(moved[place] - distance, 0) / min(saved, missing), -saved
+
+        best = min((place for place in sets if place in useful), key=price)
+        chosen, distance = sets[best], moved[best]
+        steps.append(Step(tuple(sorted(chosen)), distance, savings.left(chosen, measure)))
+    steps += _exchanged(trials, savings, single, measure, limit, steps[-1])
+    blocks = tuple(Block(place, first[place], single[place]) for place in places)
+    return Choice(type(backbone).__name__, measure, float(limit), fit, words, blocks, tuple(steps))
+
+
+def _exchanged(trials, savings, single, measure, limit, step: Step) -> Iterator[Step]:
+    """Steps that leave out a chosen block, or take one beside it instead, as long as the outputs come nearer."""
+    places = list(single)
+    while True:
+        chosen = frozenset(step.slots)
+        moves = set()
+        for old in chosen:
+            at = places.index(old)
+            beside = {*places[max(0, at - 1) : at + 2]} - chosen
+            moves |= {chosen - {old}, *(chosen - {old} | {new} for new in beside)}
+        # by the sum of what single blocks save, which is nearly exact; counted is what comes out best
+        within = [m for m in moves if m and 1 - sum(single[place][measure] for place in m) <= limit + SLACK]
+        within.sort(key=sorted)
+        found = trials.distances(chosen, within, 'trying the blocks beside them')
+        better = sorted((d, sorted(m)) for d, m in zip(found, within, strict=True) if d < step.distance)
+        best = next(((d, m) for d, m in better if savings.left(m, measure) <= limit), None)
+        if best is None:
+            return
+        step = Step(tuple(best[1]), best[0], savings.left(best[1], measure))
+        yield step
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+
+class _Trials:
+    """A copy of a trained backbone, in whose places other things are put for a moment."""
+
+    def __init__(self, backbone, images, words, fit, head, block_steps):
+        self.backbone = backbone
+        self.words = words
+        self.block_steps = block_steps
+        self.fit = fit
+        self.head = head
+        self.net = copy.deepcopy(backbone).requires_grad_(False)
+        self.net.eval()  # that of some backbones returns None
+        self.family = find_family(self.net)
+        self.stages = self.family.stages(self.net)
+        self.chain = [(s, i) for s, stage in enumerate(self.stages) for i in range(len(stage))]
+        self.layers = {}
+        batch = max(1, PIXELS // images[0, 0].numel())
+        half = len(images) // 2 if fit else 0
+        self.fitted_on, self.batches = images[:half].split(batch), images[half:].split(batch)
+        self.targets, self.kept = {}, 0
+
+    @torch.no_grad()
+    def distances(self, base: frozenset, sets: Sequence[frozenset], title: str) -> list[float]:
+        """How far the outputs are from the stock network's with each of several sets of blocks replaced.
+
+        Args:
+            base (frozenset): What the sets have in common: up to the first difference nothing is computed twice.
+            sets (Sequence[frozenset]): The sets.
+            title (str): What the progress is called.
+        """
+        if not sets:
+            return []
+        standing = [self.standing(places) for places in (base, *sets)]
+        stock, *sums = [_Sums() for _ in standing]
+        with closing(track([(x, n) for x in range(len(self.batches)) for n in range(len(sets))], title)) as turns:
+            for number, index in turns:
+                x = self.batches[number]
+                if not index:
+                    given = {}
+                    outputs = self.run(x, standing[0], record=given)
+                    targets = self.target(number, None if base else outputs)
+                    stock.add(targets)
+                    first = [self.first_difference(standing[0], other) for other in standing[1:]]
+                ready = {place: Given(given[place]) for place in self.chain[: first[index]]}
+                outputs = self.run(x, {**standing[index + 1], **ready})
+                sums[index].add([a - b for a, b in zip(outputs, targets, strict=True)])
+        found = [one.relative_to(stock) for one in sums]
+        if not all(map(math.isfinite, found)):
+            raise PlanError(
+                f'outputs of this {type(self.net).__name__} are not finite: expected trained weights, and images that '
+                'are normalized as for them'
+            )
+        return found
+
+    def target(self, number: int, outputs: list[Tensor] | None) -> list[Tensor]:
+        """The stock network's outputs for a batch, which are kept as long as there is room."""
+        if number not in self.targets:
+            outputs = self.run(self.batches[number], {}) if outputs is None else outputs
+            self.kept += sum(output.nbytes for output in outputs)
+            if self.kept > CACHE:
+                return outputs
+            self.targets[number] = outputs
+        return self.targets[number]
+
+    def first_difference(self, one: dict, other: dict) -> int:
+        """Where in the chain two sets of modules begin to differ."""
+        return next(n for n, place in enumerate(self.chain) if one.get(place) is not other.get(place))
+
+    def run(self, x: Tensor, modules: dict[Place, nn.Module], record: dict | None = None) -> list[Tensor]:
+        """The outputs that count, with modules in some places; ``record`` takes what each place of the chain gives."""
+        handles = []
+        with self.put(modules):
+            for place in self.chain if record is not None else ():
+                block = self.stages[place[0]][place[1]]
+                handles.append(block.register_forward_hook(_keep(record, place)))
+            try:
+                outputs = self.net(x)
+                return tensors(outputs if self.head is None else self.head(outputs))
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    @contextmanager
+    def put(self, modules: dict[Place, nn.Module]) -> Iterator[None]:
+        """Put modules in their places, and the blocks back afterwards."""
+        blocks = {(s, i): self.stages[s][i] for s, i in modules}
+        try:
+            for (s, i), module in modules.items():
+                self.stages[s][i] = module
+            yield
+        finally:
+            for (s, i), block in blocks.items():
+                self.stages[s][i] = block
+
+    def standing(self, places: frozenset) -> dict[Place, nn.Module]:
+        """What stands in the places of replaced blocks: the same objects for the same neighbours."""
+        if not places:
+            return {}
+        plan = make_plan(
+            '',
+            [len(stage) for stage in self.stages],
+            operators=self.family.OPERATORS,
+            defaults=self.family.DEFAULTS,
+            slots=sorted(places),
+            **self.words,
+        )
+        keys = {(slot.stage, slot.index): self.key(slot, plan.mode) for slot in plan.slots}
+        missing = [place for place, key in keys.items() if key not in self.layers]
+        if missing and self.fit:
+            fitted = self.fitted(places, missing)
+        else:
+            fitted = {place: ComputingLayer() for place in missing}
+        self.layers.update((keys[place], layer) for place, layer in fitted.items())
+        return {place: self.layers[key] for place, key in keys.items()}
+
+    def key(self, slot: Slot, mode: str) -> Slot | Place:
+        """What a layer depends on: its place, and its neighbours if it borrows from them."""
+        return slot if self.fit and mode in BORROWING else (slot.stage, slot.index)
+
+    def fitted(self, places: frozenset, missing: Sequence[Place]) -> dict[Place, nn.Module]:
+        """Layers for some of the replaced blocks, each fitted to its block as it is in the stock network."""
+        backbone = copy.deepcopy(self.backbone)
+        apply_repl(backbone, slots=sorted(places), **self.words)
+        stages = self.family.stages(backbone)
+        names = {id(module): name for name, module in self.net.named_modules()}
+        found = {}
+        with torch.enable_grad(), frozen(backbone):
+            calibrate(backbone, self.fitted_on)
+            for s, i in missing:
+                layer, name = stages[s][i], names[id(self.stages[s][i])]
+                if list(layer.parameters()):
+                    fit_block(layer, name, self.net, self.net, self.fitted_on, self.block_steps, FIT_BATCH, LR)
+                plain = layer.plain()  # it borrows nothing, so it may stand in another network
+                plain.between = ()
+                found[s, i] = plain.eval().requires_grad_(False)
+        return found
+
+
+def _keep(record: dict, place: Place) -> Callable:
+    def hook(module, args, output):
+        record[place] = output
+
+    return hook
+
+
+class _Sums:
+    """Sums and sums of squares of several tensors, batch by batch."""
+
+    def __init__(self):
+        self.sums = []
+
+    def add(self, outputs: Sequence[Tensor]) -> None:
+        """Add a batch."""
+        new = [
+            (x.numel(), float(x.sum(dtype=torch.float64)), float(x.square().sum(dtype=torch.float64))) for x in outputs
+        ]
+        self.sums = (
+            [tuple(map(sum, zip(*pair, strict=True))) for pair in zip(self.sums, new, strict=True)]
+            if self.sums
+            else new
+        )
+
+    def relative_to(self, stock: '_Sums') -> float:
+        """Mean square, each tensor's in units of the variance of the stock network's."""
+        shares = []
+        for (count, _, squares), (_, total, stock_squares) in zip(self.sums, stock.sums, strict=True):
+            variance = stock_squares / count - (total / count) ** 2
+            shares.append(squares / count / max(variance, 1e-30))
+        return sum(shares) / len(shares)
+
+
+# ---- showing --------------------------------------------------------------------------------------------------------
+
+
+def plot(choice: Choice, path: str | os.PathLike) -> None:
+    """Draw influence against saving, block by block, the chosen ones marked.
+
+    Args:
+        choice (Choice): The choice.
+        path (str | os.PathLike): The picture to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    axes = figure.subplots()
+    order = sorted(choice.blocks, key=lambda block: block.influence)
+    for chosen, color, label in ((False, 'tab:gray', 'kept'), (True, 'tab:red', 'chosen')):
+        blocks = [block for block in choice.blocks if (block.place in choice.slots) == chosen]
+        points = [(100 * block.savings[choice.measure], block.influence) for block in blocks]
+        axes.scatter(*zip(*points, strict=True) if points else ((), ()), color=color, label=label)
+        for block, point in zip(blocks, points, strict=True):
+            left = order.index(block) % 2  # neighbours of about the same saving would hide each other's name
+            shift, side = (-6, 'right') if left else (6, 'left')
+            axes.annotate(name_of(block.place), point, (shift, -3), textcoords='offset points', fontsize=8, ha=side)
+    if all(block.influence > 0 for block in choice.blocks):
+        axes.set_yscale('log')
+    axes.set_xlabel(f'{choice.measure} saved, % of the stock network')
+    axes.set_ylabel('influence: ' + ('with its fitted layer' if choice.fit else 'left out'))
+    axes.set_title(f'{choice.backbone}: {len(choice.slots)} blocks for {choice.measure} {choice.limit:g}', fontsize=10)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)

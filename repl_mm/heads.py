@@ -1,0 +1,105 @@
+"""What stands behind a backbone: the rest of a whole mm model."""
+
+from collections.abc import Callable
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from .config import build, stock_config, with_backbones
+from .conversion import tensors
+
+MORE = (TypeError, AttributeError, ValueError, KeyError, IndexError, AssertionError)  # of heads without what they need
+
+
+class Given(nn.Module):
+    """Stands where something has run already, and gives what it gave.
+
+    Args:
+        output: What it gives. Defaults to None.
+    """
+
+    def __init__(self, output=None):
+        super().__init__()
+        self.output = output
+
+    def forward(self, *args, **kwargs):
+        return self.output
+
+
+class Whole(nn.Module):
+    """A whole model that takes images alone: backbone, neck and the maps of its head, mm's ``mode='tensor'``.
+
+    Args:
+        model (nn.Module): The model.
+        path (tuple[str]): Of its backbone.
+        backbone (nn.Module): What takes the backbone's place.
+    """
+
+    def __init__(self, model: nn.Module, path: tuple[str, ...], backbone: nn.Module):
+        super().__init__()
+        model.set_submodule('.'.join(path), backbone)
+        self.model = model
+
+    def forward(self, x: Tensor):
+        """What the model's heads put out.
+
+        Raises:
+            RuntimeError: They ask for more than images: proposals, queries.
+        """
+        try:
+            return self.model(x, mode='tensor')
+        except MORE as error:
+            raise RuntimeError(f'its heads take more than images: {error}') from error
+
+
+def stock_model(cfg: Config) -> nn.Module:
+    """Build the whole stock model of a config, without weights."""
+    return build(with_backbones(cfg.model, stock_config), cfg.get('default_scope'))
+
+
+def whole_head(
+    cfg: Config, path: tuple[str, ...], weights: dict[str, Tensor], outputs, device: str = 'cpu'
+) -> Callable | None:
+    """What the whole model of a config makes of its backbone's outputs: the maps of a dense head, else the neck's.
+
+    Args:
+        cfg (Config): The config.
+        path (tuple[str]): Of the backbone in the config's model.
+        weights (dict): Tensors of the model outside of its backbone.
+        outputs: The backbone's outputs for some images.
+        device (str): Where the outputs are. Defaults to 'cpu'.
+
+    Returns:
+        Callable | None: It gives tensors, nested in any way; None if the weights are not those of the whole model, or
+        it has nothing that takes the outputs alone.
+    """
+    if not weights:
+        return None
+    model = stock_model(cfg)
+    given = Given()
+    model.set_submodule('.'.join(path), given)
+    own = model.state_dict()
+    if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in own.items()):
+        return None
+    model.load_state_dict({name: weights[name] for name in own})
+    model.to(device).requires_grad_(False)
+    model.eval()
+    nothing = torch.empty(1, 3, 1, 1, device=device)
+
+    def dense(outputs):
+        given.output = outputs
+        return model(nothing, mode='tensor')
+
+    def features(outputs):
+        given.output = outputs
+        return model.extract_feat(nothing)
+
+    for head in (dense, features):
+        try:
+            with torch.no_grad():
+                tensors(head(outputs))
+        except (*MORE, RuntimeError):
+            continue  # of two stages, or of queries: it asks for more than the outputs
+        return head
+    return None

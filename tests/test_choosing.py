@@ -1,0 +1,387 @@
+"""Blocks chosen by measurement: repl_mm/choosing.py, repl_mm/heads.py and tools/plan.py."""
+
+import copy
+import itertools
+import json
+from functools import partial
+
+import plan as tool
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from small import BACKBONES, STOCK, TRANSFORMERS, blocks, build, images, write_cifar
+from test_conversion import build_model, pictures, write_config  # noqa: F401  (a fixture)
+from test_tools import detector
+from torch import nn
+
+import repl_mm
+from repl_mm import PlanError, choosing, config, cost, heads
+from repl_mm.classification import CifarResNet
+from repl_mm.classification.cifar_resnet import BasicBlock
+from repl_mm.conversion import tensors
+
+CIFAR = dict(STOCK['cifar b'], base_channels=4)
+COUNT = partial(cost.measure, inputs=cost.ImageInput((32, 32), 2))
+
+
+def count_params(net):
+    """Parameters in the place of every count: quick, where the counts are not what is tested."""
+    num = sum(parameter.numel() for parameter in net.parameters())
+    return cost.Cost(num, num, num, num, num, num, num, cost.ImageInput((32, 32), 2))
+
+
+FAMILIES = {
+    'cifar': CIFAR,
+    'r50': dict(STOCK['r50'], frozen_stages=1, norm_eval=True),
+    **{name: TRANSFORMERS[name] for name in ('vit', 'swin', 'mit', 'pvt', 'svt')},
+}
+
+
+def stock_of(settings, seed=0):
+    """A stock backbone whose norms and biases carry signal, in train mode."""
+    torch.manual_seed(seed)
+    backbone = build(settings)
+    backbone.init_weights()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    backbone.train()  # that of mm's backbones returns None
+    return backbone
+
+
+def identity(block):
+    """Make a block pass on what it gets: whatever its branches end with is zero."""
+    if hasattr(block, 'bn2'):
+        last = getattr(block, 'bn3', block.bn2)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    if hasattr(block, 'ffn'):
+        for branch in (block.attn, block.ffn):
+            linears = [module for module in branch.modules() if isinstance(module, nn.Linear)]
+            nn.init.zeros_(linears[-1].weight)
+            nn.init.zeros_(linears[-1].bias)
+
+
+@torch.no_grad()
+def distance(stock, places, x, head=lambda outputs: outputs):
+    """What :class:`choosing._Trials` measures, without any reuse: blocks left out of a copy."""
+    nets = [copy.deepcopy(stock) for _ in range(2)]
+    repl_mm.apply_repl(nets[0], slots=sorted(places), mode='remove')
+    for net in nets:
+        net.eval()
+    pairs = zip(*(tensors(head(net(x))) for net in nets), strict=True)
+    shares = [((a - b).square().mean() / b.var(correction=0)).item() for a, b in pairs]
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize('name', ['cifar', 'r50', 'vit', 'swin'])
+@pytest.mark.parametrize('words', [dict(mode='remove'), dict(fit=True, block_steps=3)], ids=['removed', 'fitted'])
+def test_a_block_that_does_nothing_is_chosen_first(name, words):
+    stock = stock_of(FAMILIES[name])
+    places = choosing.replaceable(stock)
+    known = places[len(places) // 2]
+    identity(blocks(stock)[known])
+    size = 32 if name == 'cifar' else 64
+    choice = repl_mm.choose(stock, images(8, size), 0.995, count=count_params, **words)
+    influences = {block.place: block.influence for block in choice.blocks}
+    assert min(influences, key=influences.get) == known == choice.steps[0].slots[0]
+    assert influences[known] == pytest.approx(0, abs=1e-3 if 'fit' in words else 1e-10)
+    assert sorted(influences.values())[1] > 10 * influences[known]
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_what_was_computed_before_changes_no_distance(name):
+    stock, x = stock_of(FAMILIES[name]), images(6)
+    places = choosing.replaceable(stock)
+    trials = choosing._Trials(stock, x, dict(mode='remove'), False, None, 0)
+    trials.batches = x.split(4)  # of two sizes
+    base = frozenset([places[1]])
+    sets = [base | {place} for place in places if place not in base] + [frozenset([places[0]]), frozenset(places)]
+    for start in (base, frozenset()):
+        assert trials.distances(start, sets, '') == pytest.approx([distance(stock, s, x) for s in sets], rel=1e-4)
+    assert trials.net.state_dict().keys() == stock.state_dict().keys()  # all blocks are back
+
+
+def test_outputs_of_the_head_count_where_there_is_one():
+    stock, x = stock_of(CIFAR), images(6, 32)
+    linear = nn.Linear(16, 10).requires_grad_(False)
+    trials = choosing._Trials(stock, x, {}, False, lambda outputs: linear(outputs[-1].mean((2, 3))), 0)
+    found = trials.distances(frozenset(), [frozenset([(1, 1)])], '')
+    assert found == pytest.approx([distance(stock, [(1, 1)], x, trials.head)], rel=1e-4)
+
+
+def count_blocks(net):
+    """The kept blocks in the place of every count."""
+    num = sum(isinstance(module, BasicBlock) for module in net.modules())
+    return cost.Cost(num, num, num, num, num, num, num, cost.ImageInput((32, 32), 2))
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_the_choice_is_the_best_of_all_sets_or_near_it(seed):
+    stock, x = stock_of(CIFAR, seed), images(16, 32, seed)
+    places = choosing.replaceable(stock)
+    choice = repl_mm.choose(stock, x, 0.7, count=count_blocks, mode='remove')
+    sets = [s for n in range(3, 7) for s in itertools.combinations(places, n)]  # of 9 blocks 6 may be left
+    found = {s: distance(stock, s, x) for s in sets}
+    assert len(choice.slots) == 3 and choice.steps[-1].left == 6 / 9
+    assert found[choice.slots] == pytest.approx(choice.steps[-1].distance, rel=1e-4)
+    assert found[choice.slots] <= 1.1 * min(found.values())
+
+
+def test_sets_are_counted_exactly_and_the_cheap_ones_come_first():
+    """Where influence is the same, what saves more is chosen; no more than needed."""
+    stock = stock_of(CIFAR)
+    for block in blocks(stock).values():
+        identity(block)
+    savings = choosing.Savings(stock, dict(mode='remove'), COUNT)
+    left = savings.left([(2, 1)], 'params')
+    choice = repl_mm.choose(stock, images(4, 32), left, 'params', count=COUNT, mode='remove')
+    assert choice.slots in (((2, 1),), ((2, 2),)) and choice.steps[-1].left == left
+    net = copy.deepcopy(stock)
+    repl_mm.apply_repl(net, slots=[(2, 1)], mode='remove')
+    assert left == COUNT(net).params / COUNT(stock).params
+
+
+def test_the_backbone_stays_as_it_is_and_takes_the_choice():
+    stock = stock_of(FAMILIES['r50'])
+    before = copy.deepcopy(stock.state_dict())
+    modes = [module.training for module in stock.modules()]
+    trained = [parameter.requires_grad for parameter in stock.parameters()]
+    torch.manual_seed(3)
+    choice = repl_mm.choose(stock, images(8), 0.9, fit=True, block_steps=2, count=count_params, mode='own')
+    assert all(torch.equal(value, before[key]) for key, value in stock.state_dict().items())
+    assert modes == [module.training for module in stock.modules()]
+    assert trained == [parameter.requires_grad for parameter in stock.parameters()]
+    assert not any(module._forward_hooks for module in stock.modules())
+    plan = repl_mm.apply_repl(stock, **choice.replace)
+    assert plan.mode == 'own' and [(slot.stage, slot.index) for slot in plan.slots] == list(choice.slots)
+    assert all(stage for stage, _ in choice.slots)  # the first one is frozen
+
+
+def test_layers_are_fitted_again_where_their_neighbours_change_only():
+    stock, x = stock_of(CIFAR), images(8, 32)
+    one, both = frozenset([(1, 1)]), frozenset([(1, 1), (1, 2)])
+    far = frozenset([(1, 1), (2, 2)])
+    for mode, again in (('fuse', True), ('own', False)):
+        trials = choosing._Trials(stock, x, dict(mode=mode), True, None, 1)
+        first = trials.standing(one)[1, 1]
+        assert trials.standing(far)[1, 1] is first
+        assert (trials.standing(both)[1, 1] is not first) == again
+
+
+def test_a_fitted_layer_stands_nearer_than_nothing():
+    stock, x = stock_of(CIFAR), images(32, 32)
+    kinds = dict(removed={}, fitted=dict(fit=True, block_steps=40, mode='own', operator='conv'))
+    found = {kind: repl_mm.choose(stock, x, 0.9, count=count_params, **words).blocks for kind, words in kinds.items()}
+    assert all(a.influence < b.influence for a, b in zip(found['fitted'], found['removed'], strict=True))
+
+
+def test_the_choice_says_itself(tmp_path):
+    stock = stock_of(CIFAR)
+    choice = repl_mm.choose(stock, images(4, 32), 0.8, count=count_params, mode='remove')
+    text = str(choice)
+    assert 'this block alone left out' in text and f'step {len(choice.steps)}: distance' in text
+    assert all(choosing.name_of(place) in text for place in choosing.replaceable(stock))
+    assert json.loads(json.dumps(choice.to_dict()))['slots'] == [list(place) for place in choice.slots]
+    choosing.plot(choice, tmp_path / 'plan.png')
+    assert (tmp_path / 'plan.png').read_bytes().startswith(b'\x89PNG')
+
+
+def frozen_resnet():
+    return build(dict(STOCK['r50'], frozen_stages=4))
+
+
+@pytest.mark.parametrize(
+    ('net', 'arguments', 'words', 'message'),
+    [
+        (CifarResNet, (1.0,), {}, 'flops=1.0 is not valid: expected a share above 0 and below 1'),
+        (CifarResNet, (0.5, 'bytes'), {}, "measure='bytes' is not valid: expected one of 'flops', 'activations'"),
+        (CifarResNet, (0.1,), {}, r'flops=0.1 is out of reach: .* 0\.\d+ are left; expected a share of at least 0\.'),
+        (CifarResNet, (0.5,), dict(size=3), 'replace.size=3: unknown key'),
+        (CifarResNet, (0.5,), dict(operator='mlp'), "replace.operator='mlp' is not valid"),
+        (frozen_resnet, (0.5,), {}, r'no block of ResNet with \(3, 4, 6, 3\).* frozen stages \[0, 1, 2, 3\]'),
+        (lambda: nn.Conv2d(3, 3, 1), (0.5,), {}, 'RepL does not know the backbone Conv2d'),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(net, arguments, words, message):
+    backbone = CifarResNet(20, base_channels=4) if net is CifarResNet else net()
+    with pytest.raises(PlanError, match=message) as error:
+        repl_mm.choose(backbone, images(4, 32), *arguments, count=count_params, **words)
+    assert '\n' not in str(error.value)
+
+
+def test_a_changed_backbone_or_too_few_images_are_refused():
+    stock, settings = BACKBONES['basic']
+    backbone = build(stock, type='RepLResNet', replace=settings)
+    with pytest.raises(PlanError, match='RepL was applied to this ResNet before: give the stock backbone'):
+        repl_mm.choose(backbone, images(4), 0.8)
+    with pytest.raises(ValueError, match='images: 1 are too few'):
+        repl_mm.choose(build(stock), images(1), 0.8)
+
+
+def test_weights_that_give_no_numbers_are_named():
+    stock = stock_of(CIFAR)
+    nn.init.constant_(stock.conv1.weight, torch.nan)
+    with pytest.raises(PlanError, match='outputs of this CifarResNet are not finite: expected trained weights'):
+        repl_mm.choose(stock, images(4, 32), 0.9, count=count_params, mode='remove')
+
+
+# ---- what stands behind a backbone ----------------------------------------------------------------------------------
+
+
+def test_a_dense_models_maps_count(tmp_path):
+    cfg = Config.fromfile(detector(tmp_path))
+    model, x = heads.stock_model(cfg).eval(), images(1)
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
+    features = model.backbone(x)
+    head = heads.whole_head(cfg, ('backbone',), weights, features)
+    expected = tensors(model(x, mode='tensor'))
+    assert len(expected) == 6  # classes and boxes of three levels
+    assert all(map(torch.equal, tensors(head(features)), expected))
+    assert heads.whole_head(cfg, ('backbone',), {}, features) is None
+    weights.pop('bbox_head.retina_cls.weight')
+    assert heads.whole_head(cfg, ('backbone',), weights, features) is None
+    counted = cost.measure(
+        heads.Whole(heads.stock_model(cfg), ('backbone',), model.backbone), cost.ImageInput((64, 64))
+    )
+    assert counted.params > cost.measure(model.backbone, cost.ImageInput((64, 64))).params
+
+
+def test_features_count_where_the_heads_want_more():
+    cfg = config.read_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    model, x = heads.stock_model(cfg), images(1)
+    model.eval()
+    with torch.no_grad():
+        features, expected = model.backbone(x), model.extract_feat(x)
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
+    head = heads.whole_head(cfg, ('backbone',), weights, features)
+    assert len(expected) == 5 and all(map(torch.equal, head(features), expected))
+
+
+# ---- the config that is written -------------------------------------------------------------------------------------
+
+
+def test_a_config_inherits_another_one(tmp_path):
+    base = tmp_path / 'a' / 'base.py'
+    base.parent.mkdir()
+    base.write_text("model = dict(backbone=dict(type='X', depth=20, replace=dict(every=2)), neck=1)\nlr = 1\n")
+    file = tmp_path / 'b' / 'c' / 'new.py'
+    file.parent.mkdir(parents=True)
+    words = dict(type='Y', replace=dict(slots=[(0, 1)], mode='own'))
+    text = config.inherit(str(base), file, ('backbone',), words, {'lr': 2, 'model.backbone.replace.every': 3})
+    file.write_text(text)
+    cfg = Config.fromfile(file)
+    assert cfg.model.to_dict() == dict(backbone=dict(depth=20, **words), neck=1) and cfg.lr == 2
+    base.write_text(base.read_text().replace(', replace=dict(every=2)', ''))
+    file.write_text(config.inherit(str(base), file, ('backbone',), words))
+    assert Config.fromfile(file).model.backbone.to_dict() == dict(depth=20, **words)
+
+
+def test_configs_of_packages_are_inherited(tmp_path):
+    words = dict(type='repl_mm.RepLResNet', replace=dict(slots=[(2, 1)]))
+    for name in ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'repl_mm::retinanet_r50_repl_coco.py'):
+        (tmp_path / 'new.py').write_text(config.inherit(name, tmp_path / 'new.py', ('backbone',), words))
+        backbone = Config.fromfile(tmp_path / 'new.py').model.backbone
+        assert backbone.depth == 50 and backbone.replace.to_dict() == words['replace']
+    (tmp_path / 'lazy.py').write_text('from mmdet.models import ResNet\nmodel = dict(backbone=dict(type=ResNet))\n')
+    with pytest.raises(config.ConfigError, match='is a pure-Python one'):
+        config.inherit(str(tmp_path / 'lazy.py'), tmp_path / 'new.py', ('backbone',), words)
+
+
+# ---- the tool -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A folder with a tiny classifier's config and weights, and CIFAR-10 of noise."""
+    monkeypatch.chdir(tmp_path)
+    file = write_config(tmp_path, 'resnet')
+    torch.save(build_model(file, stock=True).state_dict(), 'stock.pth')
+    write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
+    return file
+
+
+def run(*words):
+    tool.main([str(word) for word in words])
+
+
+def test_the_tool_writes_a_config_that_trains_and_converts(prepared, tmp_path, capsys):
+    words = ['--fit', '--block-steps', 2, '--flops', 0.9, '--num', 24, '--out', 'out']
+    run(prepared, 'stock.pth', '--images', 'data', *words, '--cfg-options', 'model.backbone.replace.mode=linear')
+    text = capsys.readouterr().out
+    assert "24 images; what counts: the model's outputs" in text and 'replace=dict(slots=[(' in text
+    saved = json.loads((tmp_path / 'out' / 'plan.json').read_text())
+    cfg = Config.fromfile(tmp_path / 'out' / 'resnet_chosen.py')
+    assert [list(place) for place in cfg.model.backbone.replace.slots] == saved['slots']
+    assert cfg.model.backbone.replace.mode == 'linear' and cfg.model.backbone.depth == 20
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    assert len(model.backbone.repl.slots) == len(saved['slots'])
+    assert (tmp_path / 'out' / 'plan.png').is_file()
+
+
+def test_without_weights_it_counts(prepared, capsys):
+    run(prepared, '--shape', 32, 32, '--batch', 4, '--params', 0.8)
+    text = capsys.readouterr().out
+    assert (
+        'nothing is measured' in text and 'Counted: the backbone alone' in text and 'RepL plan of CifarResNet' in text
+    )
+    assert all(f'| {name}' in text for name in ('separable', 'half', 'remove', 'patch', 'every=2'))
+    assert 'ranked by saving only' in text and 'params <= 0.8' in text
+
+
+def test_memory_is_that_of_the_whole_model(tmp_path, capsys):
+    file = detector(tmp_path)
+    words = ['--shape', 64, 64, '--batch', 2]
+    run(file, *words, '--memory', '3MB')
+    text = capsys.readouterr().out
+    assert 'Counted: the whole model, 64x64, batch 2' in text and 'memory <= 0.' in text
+    with pytest.raises(SystemExit, match=r'--memory 8GB: the stock model needs 0\.\d+GB only; expected less'):
+        run(file, *words, '--memory', '8GB')
+
+
+def test_a_model_that_cannot_be_counted_whole_is_named():
+    words = ['--shape', 64, 64, '--memory', '1GB']
+    with pytest.raises(SystemExit, match='cannot be counted.*its heads take more than images') as stopped:
+        run('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', *words)
+    assert '\n' not in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--images', 'nowhere'], "--images 'nowhere': no such folder"),
+        (['--images', 'data', '--num', 10], "--images 'data': 10 images, expected at least 16"),
+        (['--images', 'broken'], "'broken/x.png' is cut off or no picture"),
+        (['--images', 'data', '--flops', 0.1], 'flops=0.1 is out of reach'),
+        (['--images', 'data', '--cfg-options', 'model.backbone.replace.mode=no'], "replace.mode='no' is not valid"),
+        (['--images', 'data', '--cfg-options', 'model.backbone.type=VGG'], "does not support backbone type 'VGG'"),
+        (['--images', 'data', '--cfg-options', 'model.second_backbone.type=RepLResNet'], 'expected one backbone'),
+    ],
+)
+def test_the_tool_ends_in_one_line(words, message, prepared, tmp_path):
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken' / 'x.png').write_text('no picture')
+    with pytest.raises(SystemExit) as stopped:
+        run(prepared, 'stock.pth', *words)
+    assert message in str(stopped.value) and '\n' not in str(stopped.value)
+    assert not (tmp_path / 'work_dirs').exists()
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['stock.pth'], 'STOCK without --images DIR: expected both, or none of them'),
+        (['--images', 'data'], '--images without STOCK: expected both, or none of them'),
+        (['--flops', 1.2], 'argument --flops: 1.2 is not valid: expected what may be left, above 0 and below 1'),
+        (['--flops', 0.8, '--params', 0.7], 'argument --params: not allowed with argument --flops'),
+        (['--memory', '8'], 'argument --memory: 8 is not valid: expected a size such as 8GB'),
+        (['--num', 0], '--num 0: must be at least 1'),
+    ],
+)
+def test_words_that_contradict_are_named(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run('config.py', *words)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -1,0 +1,200 @@
+"""Which blocks to replace: their influence on a trained network, what they save, and the best set under a budget.
+
+    python tools/plan.py CONFIG STOCK --images DIR --flops 0.8          # blocks left out, one by one
+    python tools/plan.py CONFIG STOCK --images DIR --flops 0.8 --fit    # fitted computing layers in their places
+    python tools/plan.py CONFIG                                         # no weights: plans and what they save
+
+CONFIG may have a stock or a RepL backbone; STOCK is what tools/convert.py takes: weights of a backbone, or of a whole
+model, whose outputs count then. No label is read. It writes a table, a picture, and a config that inherits CONFIG.
+"""
+
+import argparse
+import copy
+import json
+import re
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+from _common import one_line_errors, read_config, stop
+from _trained import FEWEST, load_stock, one_backbone, pictures_in, read_images
+from mmengine.config import DictAction
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+
+from repl_mm import PlanError, apply_repl, choosing, config, cost
+from repl_mm.classification import classifier_head
+from repl_mm.families import find_family
+from repl_mm.heads import Whole, stock_model, whole_head
+from repl_mm.plan import PLAIN
+from repl_mm.reading import read_weights_only
+from repl_mm.surgery import check_keys
+from repl_mm.tables import markdown
+
+UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
+PIXELS = 16 * 800 * 1344  # of all pictures, where their number is not given
+
+
+def share(text):
+    """Return a share above 0 and below 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected what may be left, above 0 and below 1')
+    return value
+
+
+def size(text):
+    """Return a number of bytes."""
+    found = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMG]i?B)', text)
+    if not found or found[2] not in UNITS or not float(found[1]):
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a size such as 8GB ({", ".join(UNITS)})')
+    return float(found[1]) * UNITS[found[2]]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('config', help='config file, or a name as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    parser.add_argument('stock', nargs='?', help='weights of the stock model')
+    parser.add_argument(
+        '--images',
+        type=Path,
+        metavar='DIR',
+        help="folder with unlabelled pictures, or the data_root of the config's dataset if that is not in pictures",
+    )
+    budget = parser.add_mutually_exclusive_group()
+    for name, what in dict(flops='FLOPs', activations='bytes of activations', params='trainable parameters').items():
+        text = f"share of the backbone's {what} that may be left" + (' (default: 0.8)' if name == 'flops' else '')
+        budget.add_argument(f'--{name}', type=share, metavar='SHARE', help=text)
+    budget.add_argument('--memory', type=size, metavar='8GB', help='of the whole model in training, in fp32')
+    parser.add_argument('--fit', action='store_true', help="measure with each block's computing layer, fitted to it")
+    parser.add_argument(
+        '--shape', type=int, nargs=2, default=[800, 1344], metavar=('H', 'W'), help='of pictures (default: 800 1344)'
+    )
+    parser.add_argument('--num', type=int, help='images at most (default: 512; 16 of 800x1344)')
+    parser.add_argument('--batch', type=int, help="images in a training step (default: the config's, else 2)")
+    parser.add_argument('--block-steps', type=int, default=150, help='of each fit (default: 150)')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/plan'), help='folder (default: work_dirs/plan)')
+    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
+    args = parser.parse_args(argv)
+    if (args.stock is None) != (args.images is None):
+        given, lacking = ('STOCK', '--images DIR') if args.stock else ('--images', 'STOCK')
+        parser.error(f'{given} without {lacking}: expected both, or none of them')
+    for key, low in (('num', 1), ('batch', 1), ('block_steps', 0)):
+        if getattr(args, key) is not None and getattr(args, key) < low:
+            parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
+    given = [(name, value) for name in choosing.MEASURES if (value := getattr(args, name)) is not None]
+    args.measure, args.limit = given[0] if given else ('flops', 0.8)
+    return args
+
+
+def counters(cfg, path, args, shape):
+    """Return what counts the cost of a backbone alone, and for ``--memory`` with all that stands behind it."""
+    batch = args.batch or (cfg.get('train_dataloader') or {}).get('batch_size') or 2
+    inputs, (moments, _) = cost.ImageInput(shape, batch), config.optimizer_moments(cfg)
+    alone = partial(cost.measure, inputs=inputs, moments=moments)
+    if args.measure != 'memory':
+        print(f'Counted: the backbone alone, {inputs}')
+        return alone, alone
+    print(f'Counted: the whole model, {inputs}')
+    model = stock_model(cfg)
+    return alone, lambda net: cost.measure(Whole(model, path, net), inputs, moments)
+
+
+def share_of_memory(args, savings):
+    """Return the share of the stock model's memory that ``--memory`` leaves; end in one line if all fits."""
+    needed = choosing.memory(savings.cost())
+    if args.limit >= needed:
+        stop(f'--memory {args.limit / 1e9:g}GB: the stock model needs {needed / 1e9:.3g}GB only; expected less')
+    return args.limit / needed
+
+
+def show_plans(stock, replace, words, alone, count, args):
+    """Print the config's plan, what each operator would save in its slots, and plans of every n-th block."""
+    plan = apply_repl(copy.deepcopy(stock), **replace)
+    print(f'No weights and no pictures: nothing is measured.\n\n{plan}\n')
+    slots = [(slot.stage, slot.index) for slot in plan.slots]
+    rows = [cost.Row('e2e', alone(stock))]
+    arms = {operator: dict(mode='fuse', operator=operator) for operator in find_family(stock).OPERATORS}
+    for name, arm in (arms | {mode: dict(mode=mode) for mode in PLAIN}).items():
+        try:
+            rows.append(cost.Row(name, choosing.Savings(stock, {**words, **arm}, alone).cost(slots)))
+        except PlanError as error:
+            rows.append(cost.Row(name, note=str(error)))
+    print(cost.table(rows, 'What would stand in these slots:'), '\n')
+    savings, found = choosing.Savings(stock, words, count), []
+    limit = share_of_memory(args, savings) if args.measure == 'memory' else args.limit
+    for every in range(1, 7):
+        try:
+            plan = apply_repl(copy.deepcopy(stock), **words, every=every)
+        except PlanError:
+            continue
+        places = [(slot.stage, slot.index) for slot in plan.slots]
+        left = [savings.left(places, name) for name in choosing.MEASURES]
+        meets = savings.left(places, args.measure) <= limit
+        found.append((f'every={every}', len(places), *(f'{number:.3f}' for number in left), 'yes' if meets else ''))
+    found.sort(key=lambda row: row[2])
+    title = f'{args.measure} <= {limit:.3g}'
+    print('Every n-th block, ranked by saving only, which says nothing of accuracy; left of the stock network:')
+    print(markdown(('plan', 'blocks', *choosing.MEASURES, title), found))
+
+
+def choose(cfg, path, settings, stock, rest, words, args):
+    """Choose by measurement, print how, and write a picture and a config."""
+    file = args.out / f'{Path(args.config.rpartition("::")[2]).stem}_chosen.py'
+    inherit = partial(config.inherit, args.config, file, path, options=args.cfg_options)
+    inherit(backbone := dict(type=config.repl_type(settings)))  # what is wrong with it, before minutes of measuring
+    most = PIXELS // (args.shape[0] * args.shape[1]) if pictures_in(args.images) else 512
+    num, device = args.num or max(FEWEST, min(512, most)), get_device()
+    images, stock = read_images(cfg, args.images, num, args.shape, '--images').to(device), stock.to(device)
+    net = copy.deepcopy(stock)
+    net.eval()
+    with torch.no_grad():
+        outputs = net(images[:1])
+    head = classifier_head(cfg, rest, device) or whole_head(cfg, path, rest, outputs, device)
+    _, count = counters(cfg, path, args, tuple(images.shape[-2:]))
+    if args.measure == 'memory':
+        args.limit = share_of_memory(args, choosing.Savings(stock, words, count))
+    print(
+        f'{len(images)} images; what counts: ' + ("the backbone's outputs" if head is None else "the model's outputs")
+    )
+    choice = choosing.choose(stock, images, args.limit, args.measure, args.fit, head, count, args.block_steps, **words)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(inherit(dict(backbone, replace=choice.replace)))
+    choosing.plot(choice, args.out / 'plan.png')
+    (args.out / 'plan.json').write_text(json.dumps(choice.to_dict(), indent=1))
+    words = ', '.join(f'{key}={value!r}' for key, value in choice.replace.items())
+    print(f'\n{choice}\n\nreplace=dict({words})\n{file} inherits {args.config}; the picture: {args.out / "plan.png"}')
+    print(f'Next: python tools/convert.py {args.stock} {file} {args.out / "converted.pth"} --fit {args.images}')
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    torch.manual_seed(args.seed)
+    warnings.filterwarnings('ignore', message='.*use_reentrant.*')  # of mm's blocks, as they are
+    read_weights_only()
+    MMLogger.get_current_instance().setLevel('WARNING')  # mmengine logs how every single tensor was initialized
+    cfg = read_config(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    path, settings = one_backbone(cfg, args.config)
+    try:
+        with one_line_errors():
+            replace = check_keys(settings.get('replace'))
+            words = {key: value for key, value in replace.items() if key not in choosing.PLACES}
+            if args.stock is None:
+                stock = config.build(config.stock_config(settings), cfg.get('default_scope'))
+                show_plans(stock, replace, words, *counters(cfg, path, args, args.shape), args)
+            else:
+                stock, rest = load_stock(cfg, path, settings, args.stock)
+                choose(cfg, path, settings, stock, rest, words, args)
+    except RuntimeError as error:  # what cannot be counted
+        if 'cannot be counted' not in str(error):
+            raise
+        stop(' '.join(str(error).split()))
+
+
+if __name__ == '__main__':
+    main()
