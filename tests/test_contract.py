@@ -157,8 +157,8 @@ TAKEN = [
     ('beit', (0, 4), 'attn.proj', r'layers\.4 \(BEiTTransformerEncoderLayer\) has no attn\.proj'),
     ('swin', (2, 3), 'norm2', r'stages\.2\.blocks\.3 \(SwinBlock\) has no norm2\.weight'),
     ('swin', (1, 1), 'attn.w_msa.qkv', r'stages\.1\.blocks\.1 \(SwinBlock\) has no attn\.qkv'),
-    ('mit', (1, 2), 'attn', r'layers\.1\.2 \(TransformerEncoderLayer\) has no attn'),
-    ('pvt', (3, 1), 'norm1', r'layers\.3\.1 \(PVTEncoderLayer\) has no norm1\.weight'),
+    ('mit', (1, 2), 'attn', r'layers\.1\.1\.2 \(TransformerEncoderLayer\) has no attn'),
+    ('pvt', (3, 1), 'norm1', r'layers\.3\.1\.2 \(PVTEncoderLayer\) has no norm1\.weight'),
     ('svt', (2, 3), 'ffn', r'layers\.2\.3 \(GSAEncoderLayer\) has no ffn'),
 ]
 
