@@ -14,7 +14,7 @@ import small
 import torch
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from small import STOCK, SWIN, TRANSFORMERS, V1C, blocks
+from small import MANY_BLOCKS, STOCK, SWIN, TRANSFORMERS, V1C, blocks
 from torch import nn
 
 import repl_mm
@@ -26,7 +26,7 @@ REPO = Path(__file__).resolve().parents[1]
 BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c', 'cifar')
 NO_FULL = ('dcn', 'resnext dcn', 'attention', 'context', 'svt')
 THOROUGH = ('r18', 'r50', 'with_cp', 'dcn', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid')  # all of REPLACE
-THOROUGH += tuple(TRANSFORMERS)
+THOROUGH += (*TRANSFORMERS, *MANY_BLOCKS)
 QUICK = ('r101', 'r152', 'regnet 800mf')  # big: the default only
 
 REPLACE = {

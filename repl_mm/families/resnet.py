@@ -13,6 +13,8 @@ REFUSED = {
     'DetectoRS_ResNet': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',
     'DetectoRS_ResNeXt': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',
     'TridentResNet': 'its third stage runs on lists of branches with shared weights',
+    'SSDVGG': 'its convolutions have no shortcuts, so that nothing is left where one is replaced',
+    'UNet': 'its convolutions have no shortcuts, so that nothing is left where one is replaced',
 }
 
 
