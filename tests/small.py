@@ -178,7 +178,7 @@ BACKBONES = {
     'mobilenet_v2': (MOBILE, dict()),
     'mobilenet_v3': (dict(_scope_='mmseg', type='MobileNetV3'), dict(operator='full')),
     'mscan': (MSCAN, dict()),
-    'ddrnet': (dict(DUAL, type='DDRNet'), dict()),
+    'ddrnet': (dict(DUAL, type='DDRNet', channels=16), dict()),
 }
 WITHOUT_CP = ('beit', 'pvt', 'yolox', 'rtmdet', 'mscan', 'ddrnet')  # these have no such setting
 WITH_CP = [name for name in BACKBONES if name not in WITHOUT_CP]

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from ..computing_layers import ComputingLayer
 from . import residual
 from .contract import Children, misfit_of_blocks, missing, missing_weights
 from .residual import Parts
@@ -39,7 +40,8 @@ def _lacking(block: nn.Module) -> list[str]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    return hasattr(module, 'with_res_shortcut') or hasattr(module, 'use_res_connect')
+    shortcut = hasattr(module, 'with_res_shortcut') or hasattr(module, 'use_res_connect')
+    return shortcut or isinstance(module, ComputingLayer)
 
 
 def _has_shortcut(block: nn.Module) -> bool:
