@@ -86,7 +86,7 @@ def _merged_layers(backbone: nn.Module, example: Tensor | None) -> dict[str, nn.
 
     def record(name):
         def hook(layer, args, kwargs, out):
-            calls[name] = args, kwargs, out
+            calls[name] = args, kwargs, out.clone()  # DDRNet adds to it in place
 
         return hook
 
@@ -124,8 +124,10 @@ def example_images(backbone: nn.Module) -> Tensor:
     first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
     size = getattr(backbone, 'img_size', None) or 64
     shape = (size, size) if isinstance(size, int) else tuple(size)
+    # YOLOX's stem lays 2x2 pixels on each other as channels
+    apart = any(type(module).__name__ == 'Focus' for module in backbone.modules())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, first.in_channels, *shape, generator=generator)
+    return torch.randn(1, first.in_channels // (4 if apart else 1), *shape, generator=generator)
 
 
 @contextmanager

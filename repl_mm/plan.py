@@ -168,6 +168,7 @@ def make_plan(
     depths: Sequence[int],
     frozen: Iterable[int] = (),
     openers: Iterable[int] = (),
+    branches: Iterable[int] = (),
     *,
     operators: Sequence[str],
     defaults: dict,
@@ -188,10 +189,13 @@ def make_plan(
         depths (Sequence[int]): Number of blocks of each stage.
         frozen (Iterable[int]): Stages which are not trained; they get no slots. Defaults to none.
         openers (Iterable[int]): Stages whose first block cannot be replaced. Defaults to none.
+        branches (Iterable[int]): Stages with which another branch of the network begins: neighbours are of one branch.
+            Defaults to none.
         operators (Sequence[str]): The operators that the family has, the default first.
         defaults (dict): The family's ``every``, ``ratio`` and ``fusion`` where the user gives none.
         every (int | None): Replace every ``every``-th block: indices 1, 1 + every, ... of each stage, without the
-            stage's last block (see :func:`default_slots`). Defaults to None, the family's if ``slots`` is not given.
+            stage's last block (see :func:`default_slots`); if no stage has two blocks, of all stages in order.
+            Defaults to None, the family's if ``slots`` is not given.
         stages (Sequence[int] | None): The stages in which ``every`` works. Defaults to None, all that are not frozen.
         slots (Sequence[tuple[int, int]] | None): Explicit (stage, index) pairs instead of ``every``. Defaults to None.
         mode (str): 'fuse' (RepL), or a control: 'remove' (nothing stands in the slot), 'patch' (a gain and a bias per
@@ -221,13 +225,17 @@ def make_plan(
         if not isinstance(value, bool):
             raise PlanError(f'replace.{key}={value!r} is not valid: expected True or False')
     fusion = _fusion(fusion, defaults['fusion'])
-    openers = set(openers)
+    openers, branches = set(openers), sorted(set(branches))
     notes = []
 
     if slots is None:
         every = _integer(defaults['every'] if every is None else every, 'every', 1)
         chosen = _check_stages(stages, depths, frozen)
         places = {(s, i) for s in chosen for i in default_slots(depths[s], every)}
+        if not places:
+            places = _across_stages(chosen, depths, openers, branches, every)
+            if places:
+                notes.append('no stage has two blocks: every counts those of all stages')
         if frozen and stages is None:
             names = ', '.join(map(str, sorted(frozen)))
             notes.append(f'frozen stages keep all their blocks: {names}')
@@ -247,7 +255,7 @@ def make_plan(
     return Plan(
         backbone=backbone,
         depths=depths,
-        slots=_with_neighbours(places, depths),
+        slots=_with_neighbours(places, depths, branches),
         mode=mode,
         operator=operator,
         ratio=float(ratio),
@@ -256,6 +264,20 @@ def make_plan(
         merged=merged,
         notes=tuple(notes),
     )
+
+
+def _across_stages(chosen, depths, openers, branches, every) -> set[tuple[int, int]]:
+    """Slots where every stage has one block: chosen among the blocks of a branch as else among those of a stage."""
+    chains = {}
+    for stage in chosen:
+        if stage not in openers and depths[stage]:
+            chains.setdefault(_branch(stage, branches), []).append((stage, 0))
+    return {chain[i] for chain in chains.values() for i in default_slots(len(chain), every)}
+
+
+def _branch(stage: int, branches: Sequence[int]) -> int:
+    """Number of the branch that a stage belongs to."""
+    return sum(first <= stage for first in branches)
 
 
 def _check_stages(stages, depths, frozen) -> list[int]:
@@ -308,16 +330,20 @@ def _check_slots(slots, depths, frozen, openers) -> set[tuple[int, int]]:
     return places
 
 
-def _with_neighbours(places: set[tuple[int, int]], depths: Sequence[int]) -> tuple[Slot, ...]:
-    """Add to every place its nearest kept blocks, across stage borders where needed."""
+def _with_neighbours(places: set[tuple[int, int]], depths: Sequence[int], branches: Sequence[int]) -> tuple[Slot, ...]:
+    """Add to every place the nearest kept blocks of its branch, across stage borders where needed."""
     chain = [(s, i) for s, depth in enumerate(depths) for i in range(depth)]
-    kept = [position for position, place in enumerate(chain) if place not in places]
     slots = []
     for place in sorted(places):
-        position = chain.index(place)
-        before = [k for k in kept if k < position]
-        after = [k for k in kept if k > position]
+        branch = _branch(place[0], branches)
+        kept = [other for other in chain if other not in places and _branch(other[0], branches) == branch]
+        before = [other for other in kept if other < place]
+        after = [other for other in kept if other > place]
         if not before:
-            raise PlanError(f'replace.slots holds {place!r}, but no kept block precedes it: keep at least one')
-        slots.append(Slot(*place, preceding=chain[before[-1]], succeeding=chain[after[0]] if after else None))
+            raise PlanError(
+                f'replace.slots holds {place!r}, but no kept block precedes it'
+                + (' in its branch' if branches else '')
+                + ': keep at least one'
+            )
+        slots.append(Slot(*place, preceding=before[-1], succeeding=after[0] if after else None))
     return tuple(slots)

@@ -61,6 +61,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
         [len(s) for s in stages],
         family.frozen(backbone),
         family.openers(backbone),
+        family.branches(backbone) if hasattr(family, 'branches') else (),
         operators=family.OPERATORS,
         defaults=family.DEFAULTS,
         **replace,

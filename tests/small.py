@@ -43,6 +43,35 @@ ATTENTION = dict(type='GeneralizedAttention', spatial_range=-1, num_heads=2, att
 CONTEXT = dict(type='ContextBlock', ratio=1 / 4)
 SOME_STAGES = (False, True, True, False)
 
+
+def hrnet(depths, channels=8, modules=(1, 2, 1)) -> dict:
+    """``extra`` of an HRNet: blocks in the branches of a module, blocks in ``layer1`` first."""
+    extra = dict(
+        stage1=dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=depths[:1], num_channels=(8,))
+    )
+    for number, count in enumerate(modules, 2):
+        widths = tuple(channels * 2**i for i in range(number))
+        settings = dict(num_modules=count, num_branches=number, block='BASIC')
+        extra[f'stage{number}'] = dict(settings, num_blocks=(depths[number - 1],) * number, num_channels=widths)
+    return extra
+
+
+HRNET = dict(type='HRNet', extra=hrnet((3, 4, 3, 2)))
+YOLOX = dict(type='CSPDarknet', widen_factor=0.125, deepen_factor=0.33)
+RTMDET = dict(type='CSPNeXt', widen_factor=0.125, deepen_factor=0.67)
+MOBILE = dict(type='MobileNetV2', widen_factor=0.25)
+MSCAN = dict(_scope_='mmseg', type='MSCAN', embed_dims=[8, 16, 16, 32], depths=[2, 3, 4, 2], norm_cfg=dict(type='BN'))
+DUAL = dict(_scope_='mmseg', channels=8, ppm_channels=8)
+MANY_BLOCKS = {
+    'hrnet': HRNET,
+    'yolox': YOLOX,
+    'rtmdet': RTMDET,
+    'mobilenet v2': MOBILE,
+    'mobilenet v3': dict(_scope_='mmseg', type='MobileNetV3'),
+    'mscan': MSCAN,
+    'ddrnet': dict(DUAL, type='DDRNet'),
+}
+
 # name: settings; every served class has a row, and a new family adds its own
 STOCK = {
     'r18': dict(type='ResNet', depth=18, base_channels=8),
@@ -81,6 +110,27 @@ STOCK = {
     'mmseg v1c': dict(_scope_='mmseg', contract_dilation=True, **V1C),
     'mmseg multi_grid': dict(_scope_='mmseg', contract_dilation=True, multi_grid=(1, 2, 4), **V1C),
     'mmseg resnest': dict(_scope_='mmseg', type='ResNeSt', depth=50, base_channels=8, **D8),
+    **MANY_BLOCKS,
+    'hrnet of two blocks': dict(HRNET, extra=hrnet((2, 2, 2, 2)), norm_eval=False),
+    'hrnet with_cp': dict(HRNET, with_cp=True, norm_cfg=dict(type='GN', num_groups=2)),
+    'mmseg hrnet': dict(HRNET, _scope_='mmseg', norm_cfg=dict(type='SyncBN'), multiscale_output=False),
+    'yolox depthwise': dict(YOLOX, use_depthwise=True, arch='P6', out_indices=(1, 5), norm_eval=True),
+    'yolox frozen': dict(YOLOX, deepen_factor=0.67, frozen_stages=2, act_cfg=dict(type='ReLU')),
+    'rtmdet of one block': dict(RTMDET, deepen_factor=0.167),
+    'rtmdet frozen': dict(RTMDET, frozen_stages=1, use_depthwise=True, norm_eval=True),
+    'darknet': dict(type='Darknet', frozen_stages=3, norm_eval=False),
+    'mobilenet v2 frozen': dict(MOBILE, frozen_stages=3, out_indices=(4, 7), norm_eval=True),
+    'mmseg mobilenet v2': dict(
+        MOBILE, _scope_='mmseg', strides=(1, 2, 2, 1, 1, 1, 1), dilations=(1, 1, 1, 2, 2, 4, 4)
+    ),
+    'mobilenet v3 large': dict(
+        _scope_='mmseg', type='MobileNetV3', arch='large', out_indices=(1, 3, 16), with_cp=True
+    ),
+    'mobilenet v3 frozen': dict(_scope_='mmseg', type='MobileNetV3', frozen_stages=5, norm_eval=True),
+    'efficientnet': dict(type='EfficientNet', arch='b3', out_indices=(3, 4), drop_path_rate=0.2, frozen_stages=0),
+    'mscan drops': dict(MSCAN, drop_rate=0.1, drop_path_rate=0.2, mlp_ratios=[8, 8, 4, 4]),
+    'pidnet': dict(DUAL, type='PIDNet', num_stem_blocks=3, num_branch_blocks=4),
+    'pidnet s': dict(DUAL, type='PIDNet'),
     **TRANSFORMERS,
     'vit no cls_token': dict(VIT, with_cls_token=False),
     'vit cls_token put out': dict(VIT, output_cls_token=True, out_origin=True),
@@ -122,8 +172,16 @@ BACKBONES = {
     'swin': (dict(SWIN, **STILL, frozen_stages=1), dict(operator='full')),
     'mit': (dict(TRANSFORMERS['mit'], **STILL), dict(operator='mlp')),
     'pvt': (dict(TRANSFORMERS['pvt'], **STILL), dict(operator='mixer', fusion='channel')),
+    'hrnet': (HRNET, dict()),
+    'yolox': (YOLOX, dict()),
+    'rtmdet': (RTMDET, dict(operator='half')),
+    'mobilenet_v2': (MOBILE, dict()),
+    'mobilenet_v3': (dict(_scope_='mmseg', type='MobileNetV3'), dict(operator='full')),
+    'mscan': (MSCAN, dict()),
+    'ddrnet': (dict(DUAL, type='DDRNet', channels=16), dict()),
 }
-WITH_CP = [name for name in BACKBONES if name not in ('beit', 'pvt')]  # these have no such setting
+WITHOUT_CP = ('beit', 'pvt', 'yolox', 'rtmdet', 'mscan', 'ddrnet')  # these have no such setting
+WITH_CP = [name for name in BACKBONES if name not in WITHOUT_CP]
 
 
 def build(settings: dict, **changes) -> torch.nn.Module:

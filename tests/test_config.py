@@ -87,8 +87,10 @@ def test_backbones_are_found_wherever_they_are(model, paths):
 def test_models_without_a_backbone_for_repl():
     with pytest.raises(ValueError, match='the model of the config has no backbone'):
         find_backbones(dict(neck=dict(type='FPN')))
-    with pytest.raises(ValueError, match="does not support backbone type 'CSPDarknet', 'X', only .*ResNet") as raised:
-        find_backbones(dict(backbone=[dict(type='CSPDarknet'), dict(type='mmpretrain.X')]))
+    with pytest.raises(
+        ValueError, match="does not support backbone type 'HourglassNet', 'X', only .*ResNet"
+    ) as raised:
+        find_backbones(dict(backbone=[dict(type='HourglassNet'), dict(type='mmpretrain.X')]))
     assert 'ImageClassifier' not in str(raised.value)
     with pytest.raises(ValueError, match="'NoSuchNet' is not registered in scope 'repl_mm'"):
         config.init_keys(dict(type='NoSuchNet'), 'repl_mm')
@@ -191,7 +193,7 @@ def test_parameters_outside_of_all_backbones(twins):
 # ---- files ----
 
 
-@pytest.mark.parametrize('kind', ['HRNet', 'RepLHRNet', 'DetectoRS'])
+@pytest.mark.parametrize('kind', ['HourglassNet', 'RepLHourglassNet', 'DetectoRS'])
 def test_the_answer_to_an_unserved_name_lists_backbones_that_are_served(kind):
     with pytest.raises(ConfigError, match=f"'{kind}'") as raised:
         config.find_backbones(dict(backbone=dict(type=kind)))
@@ -291,7 +293,7 @@ def test_an_empty_data_root_moves_relative_paths_only(root):
 @pytest.mark.parametrize(
     ('backbone', 'message'),
     [
-        (dict(type='HRNet', replace={}), "RepL does not support backbone type 'HRNet', only .*ResNet"),
+        (dict(type='HourglassNet', replace={}), "RepL does not support backbone type 'HourglassNet', only .*ResNet"),
         (dict(type='ResNet', replace='fuse'), "replace='fuse' is not valid: expected a dict"),
         (dict(type='ResNet', replace=dict(evry=2)), 'replace.evry=2: unknown key'),
     ],

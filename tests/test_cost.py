@@ -459,7 +459,10 @@ def test_tool(tool, tmp_path, capsys):
     'args, message',
     [
         (['no/such.py'], 'no/such.py'),
-        (['mmdet::yolox/yolox_s_8xb8-300e_coco.py'], "does not support backbone type 'CSPDarknet'"),
+        (
+            ['mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py'],
+            "does not support backbone type 'HourglassNet'",
+        ),
         ([R18, '--arms', 'fuse:no_such=1', '--shape', 64, 64], "arm 'fuse:no_such=1': "),
         ([R18, '--arms', 'E2E'], "'E2E' is no arm"),
         ([R18, '--shape', 0, 64], 'shape=(0, 64) is no image size'),

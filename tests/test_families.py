@@ -14,7 +14,7 @@ import small
 import torch
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from small import STOCK, SWIN, TRANSFORMERS, V1C, blocks
+from small import MANY_BLOCKS, STOCK, SWIN, TRANSFORMERS, V1C, blocks
 from torch import nn
 
 import repl_mm
@@ -26,7 +26,7 @@ REPO = Path(__file__).resolve().parents[1]
 BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c', 'cifar')
 NO_FULL = ('dcn', 'resnext dcn', 'attention', 'context', 'svt')
 THOROUGH = ('r18', 'r50', 'with_cp', 'dcn', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid')  # all of REPLACE
-THOROUGH += tuple(TRANSFORMERS)
+THOROUGH += (*TRANSFORMERS, *MANY_BLOCKS)
 QUICK = ('r101', 'r152', 'regnet 800mf')  # big: the default only
 
 REPLACE = {
@@ -166,6 +166,12 @@ class Through(nn.Module):
 @pytest.mark.parametrize('name', ['r34', 'r50', 'caffe', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid'])
 def test_remove_equals_stock_with_identities(name, replace):
     remove_and_compare(name, replace)
+
+
+@pytest.mark.parametrize('name', ['hrnet', 'yolox', 'mobilenet v2', 'mobilenet v3', 'mscan'])
+def test_remove_equals_stock_with_identities_in_other_chains(name):
+    remove_and_compare(name, dict())
+    remove_and_compare(name, dict(slots=[(1, 1), (2, 2)]))
 
 
 @pytest.mark.parametrize('name', ['vit', 'mae', 'swin', 'mmseg swin', 'mit', 'pvt', 'pcpvt', 'svt'])
@@ -328,6 +334,70 @@ def test_initialization_from_scratch_leaves_the_computing_layers_alone(name, ope
     backbone.init_weights()
     assert all(torch.equal(backbone.get_parameter(key), value) for key, value in before.items())
     assert all(out.isfinite().all() for out in backbone(images()))
+
+
+FULL_WIDTH = {
+    'yolox-nano': dict(type='CSPDarknet', widen_factor=0.25, deepen_factor=0.33, use_depthwise=True),
+    'rtmdet-s': dict(type='CSPNeXt', widen_factor=0.5, deepen_factor=0.33),
+    'mobilenet v2': dict(type='MobileNetV2'),
+    'mmseg mobilenet v2': dict(type='MobileNetV2', _scope_='mmseg'),
+    'mobilenet v3': dict(type='MobileNetV3', arch='large', _scope_='mmseg'),
+    'efficientnet': dict(type='EfficientNet', arch='b3'),
+    'ddrnet': dict(type='DDRNet', _scope_='mmseg'),
+}
+
+
+@pytest.mark.parametrize('operator', ['separable', 'half'])
+@pytest.mark.parametrize('name', FULL_WIDTH)
+def test_a_light_layer_has_fewer_parameters_than_the_block(name, operator):
+    """Mixing hidden channels costs their square: too much in blocks that are wide inside, unless in many groups."""
+    settings = FULL_WIDTH[name]
+    before, after = build(settings), build(settings, type=f'RepL{settings["type"]}', replace=dict(operator=operator))
+    for place in places(after):
+        have, limit = (sum(p.numel() for p in blocks(net)[place].parameters()) for net in (after, before))
+        assert have < 0.75 * limit, place
+
+
+CHAIN_RUNS = [
+    # layer1; 1, 2, 3 are the branches of the first resolution in stage2 and both modules of stage3
+    ('hrnet', dict(slots=[(1, 3), (2, 0)]), {(1, 3): [(1, 2), (2, 1)], (2, 0): [(1, 2), (2, 1)]}),
+    ('hrnet', dict(slots=[(0, 2), (4, 1)]), {(0, 2): [(0, 1)], (4, 1): [(4, 0)]}),  # the ends of branches
+    ('rtmdet', dict(), {(0, 1): [(0, 0), (1, 0)], (1, 1): [(1, 0), (1, 2)]}),
+    ('rtmdet of one block', dict(), {(1, 0): [(0, 0), (2, 0)]}),
+    ('mobilenet v3', dict(slots=[(2, 2)]), {(2, 2): [(2, 1), (3, 0)]}),
+    ('ddrnet', dict(), {(2, 1): [(2, 0), (3, 0)], (3, 1): [(3, 0)], (5, 1): [(5, 0), (6, 0)]}),
+]
+
+
+@pytest.mark.parametrize('operator', ['separable', 'full'])
+@pytest.mark.parametrize(('name', 'replace', 'expected'), CHAIN_RUNS)
+def test_neighbours_are_of_one_branch(name, replace, expected, operator):
+    backbone = build_repl(name, dict(replace, operator=operator))
+    for slot, neighbours in expected.items():
+        assert blocks_that_matter(backbone, *slot) == neighbours
+
+
+KERNELS = {'rtmdet': {(5, 5)}, 'mobilenet v3': {(3, 3), (5, 5)}}
+
+
+@pytest.mark.parametrize(
+    ('name', 'activations', 'last'),
+    [
+        ('hrnet', {'ReLU'}, 'ReLU'),
+        ('yolox', {'Swish'}, 'Identity'),
+        ('rtmdet', {'SiLU'}, 'Identity'),
+        ('darknet', {'LeakyReLU'}, 'Identity'),
+        ('mobilenet v2', {'ReLU6'}, 'Identity'),
+        ('mobilenet v3', {'ReLU', 'Hardswish'}, 'Identity'),
+        ('ddrnet', {'ReLU'}, 'Identity'),  # the last of a chain of two
+    ],
+)
+def test_the_activations_are_those_of_the_replaced_blocks(name, activations, last):
+    layers = [layer for _, layer in computing_layers(build_repl(name, dict()))]
+    assert {type(layer.activation).__name__ for layer in layers} == activations
+    assert {type(layer.last).__name__ for layer in layers} == {last}
+    kernels = {tuple(layer.synthesize()[1][0].shape[2:]) for layer in layers}
+    assert kernels == KERNELS.get(name, {(3, 3)})
 
 
 # ---- near the network without the blocks ----

@@ -101,6 +101,39 @@ def test_openers():
         make_plan('ViT', (6,), slots=[(0, 0)], openers=())
 
 
+def test_neighbours_are_of_one_branch():
+    plan = make_plan('Net', (2, 2, 2, 2), slots=[(0, 1), (1, 1), (2, 1), (3, 1)], branches=(2, 3))
+    assert [(slot.preceding, slot.succeeding) for slot in plan.slots] == [
+        ((0, 0), (1, 0)),
+        ((1, 0), None),
+        ((2, 0), None),
+        ((3, 0), None),
+    ]
+    with pytest.raises(PlanError, match='no kept block precedes it in its branch'):
+        make_plan('Net', (2, 2), slots=[(1, 0)], openers=(), branches=(1,))
+
+
+@pytest.mark.parametrize(
+    ('depths', 'settings', 'expected'),
+    [
+        ((1, 1, 1), dict(), [(1, 0)]),
+        ((1, 1, 1, 1, 1), dict(), [(1, 0), (3, 0)]),
+        ((1, 1, 1, 1, 1), dict(every=3), [(1, 0)]),
+        ((1, 1, 1, 1, 1), dict(stages=(1, 2, 3)), [(2, 0)]),
+        ((1, 1, 1, 1, 1), dict(frozen=(0,)), [(2, 0)]),
+        ((1, 1, 1, 1, 1, 1), dict(branches=(3,)), [(1, 0), (4, 0)]),
+        ((1, 1, 2), dict(), [(2, 1)]),  # a stage with two blocks: as ever
+    ],
+)
+def test_stages_of_one_block_are_counted_together(depths, settings, expected):
+    plan = make_plan('Net', depths, **dict(openers=()) | settings)
+    assert places(plan) == expected
+    assert any('no stage has two blocks' in note for note in plan.notes) == (2 not in depths)
+    if 2 not in depths:
+        with pytest.raises(PlanError, match='selects no block'):
+            make_plan('Net', depths, openers=range(9))
+
+
 def test_to_dict_survives_json():
     plan = make_plan('ResNet', DEPTHS[50], frozen=[0], slots=[(3, 2)], fusion=dict(type='mix', groups=8), ratio=1)
     saved = plan.to_dict()

@@ -75,7 +75,14 @@ FEW = {
             'stock fails',
             {'CSPDarknet', 'ResNet'},
         ),
-        'ssd/ssd300_coco.py': ('other', {'SSDVGG'}),
+        'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py': ('works', {'HRNet'}),
+        'yolox/yolox_tiny_8xb8-300e_coco.py': ('works', {'CSPDarknet'}),
+        'rtmdet/rtmdet_tiny_8xb32-300e_coco.py': ('works', {'CSPNeXt'}),
+        'yolo/yolov3_d53_8xb8-320-273e_coco.py': ('works', {'Darknet'}),
+        'ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py': ('works', {'MobileNetV2'}),
+        'efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco.py': ('works', {'EfficientNet'}),
+        'ssd/ssd300_coco.py': ('refused', {'SSDVGG'}),
+        'cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py': ('other', {'HourglassNet'}),
         'centernet/centernet_tta.py': ('none', set()),
         'sort/faster-rcnn_r50_fpn_8xb2-4e_mot17train_test-mot17train.py': ('unreadable', set()),
     },
@@ -89,14 +96,23 @@ FEW = {
         'beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py': ('works', {'BEiT'}),
         'mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py': ('works', {'MAE'}),
         'san/san-vit-b16_voc12aug-640x640.py': ('refused', {'VisionTransformer'}),
+        'hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024.py': ('works', {'HRNet'}),
+        'mobilenet_v2/mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024.py': ('works', {'MobileNetV2'}),
+        'mobilenet_v3/mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024.py': ('works', {'MobileNetV3'}),
+        'segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py': ('works', {'MSCAN'}),
+        'ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py': ('works', {'DDRNet'}),
+        'pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': ('works', {'PIDNet'}),
+        'stdc/stdc1_4xb12-80k_cityscapes-512x1024.py': ('refused', {'STDCNet', 'STDCContextPathNet'}),
         # a backbone that no family knows around one that works
         'bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py': ('works', {'BiSeNetV1', 'ResNet'}),
     },
 }
 
 
-# different backbones: DetectoRS has two, a ViT is there as it is used and frozen, and two configs have the same SVT
-DIFFERENT = dict(mmdet=7, mmseg=9)
+# different backbones: DetectoRS, StrongSORT and STDC have two, a ViT is there as it is used and frozen, and two
+# configs have the same SVT
+DIFFERENT = dict(mmdet=15, mmseg=17)
+SAN = [('vit', 'VisionTransformer')]  # it is frozen there
 
 
 @pytest.mark.parametrize('package', FEW)
@@ -112,8 +128,13 @@ def test_some_shipped_configs(package):
 @pytest.mark.parametrize(
     ('package', 'configs', 'works', 'refused'),
     [
-        ('mmdet', 823, 650, {('resnet', 'DetectoRS_ResNet'), ('resnet', 'TridentResNet')}),
-        ('mmseg', 681, 500, {('vit', 'VisionTransformer')}),  # frozen in SAN
+        ('mmdet', 823, 750, {('resnet', name) for name in ('DetectoRS_ResNet', 'TridentResNet', 'SSDVGG')}),
+        (
+            'mmseg',
+            681,
+            620,
+            {*(('dual', name) for name in ('STDCNet', 'STDCContextPathNet')), *SAN, ('resnet', 'UNet')},
+        ),
     ],
 )
 def test_all_shipped_configs(package, configs, works, refused):
@@ -165,7 +186,7 @@ def test_what_does_not_matter_is_left_out():
         (dict(type='mmseg.BEiT', img_size=64, embed_dims=32, num_layers=4, num_heads=2), 'works', ''),
         (dict(type='mmpretrain.ResNet', depth=18), 'stock fails', 'mmpretrain.ResNet is not in'),
         # what fails with RepL and not without it: a backbone without a builder
-        (dict(type='MobileNetV2'), 'fails', "RepL does not support backbone type 'MobileNetV2'"),
+        (dict(type='HourglassNet', num_stacks=1), 'fails', "RepL does not support backbone type 'HourglassNet'"),
     ],
 )
 def test_one_backbone(settings, status, reason):

@@ -130,6 +130,9 @@ def test_with_cp_of_a_block_without_borrowers_stays_stock(depth, stock):
 @TABLE
 def test_autocast_runs_layers_in_bfloat16_and_the_synthesis_in_float32(name):
     backbone = build_backbone(name)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # the statistics of a few positions multiply roundings, with or without computing layers
     exact = backbone(images())
     with torch.autocast('cpu', torch.bfloat16):
         outputs = backbone(images())

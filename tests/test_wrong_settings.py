@@ -203,15 +203,11 @@ def test_unsupported_class(module):
 
 
 def test_another_mm_backbone():
-    from mmdet.models import HRNet
+    from mmdet.models import HourglassNet
 
-    stage = dict(num_modules=1, block='BASIC', fuse_method='SUM')
-    extra = {
-        f'stage{i}': dict(stage, num_branches=i, num_blocks=(1,) * i, num_channels=(4, 8, 16, 32)[:i])
-        for i in range(1, 5)
-    }
-    with pytest.raises(PlanError, match='RepL does not know the backbone HRNet: expected one of ResNet'):
-        apply_repl(HRNet(extra))
+    small = dict(downsample_times=1, stage_channels=(8, 8), stage_blocks=(1, 1), feat_channel=8)
+    with pytest.raises(PlanError, match='RepL does not know the backbone HourglassNet: expected one of ResNet'):
+        apply_repl(HourglassNet(num_stacks=1, **small))
 
 
 def test_no_slots_in_stages_of_one_block():

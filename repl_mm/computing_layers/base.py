@@ -30,6 +30,8 @@ class ComputingLayer(nn.Module):
         neighbour_weights (callable): ``neighbour_weights(block, name)`` gives the list of a block's weights that the
             operator called ``name`` is synthesized from. Defaults to None.
         detach (bool): No gradient to the neighbours. Defaults to False.
+        copies (bool): Whether the identity gives another tensor than ``x``: for backbones that change what their
+            blocks give. Defaults to False.
     """
 
     _folded: tuple | None = None
@@ -38,8 +40,9 @@ class ComputingLayer(nn.Module):
     random = False  # whether noise stands in the place of what is borrowed
     between: tuple[nn.Module, ...] = ()  # the kept blocks on both sides, also where they lend nothing
 
-    def __init__(self, syntheses=None, neighbours: tuple = (), neighbour_weights=None, detach: bool = False):
+    def __init__(self, syntheses=None, neighbours: tuple = (), neighbour_weights=None, detach=False, copies=False):
         super().__init__()
+        self.copies = copies
         syntheses = syntheses or {}
         self.names = tuple(syntheses)
         self.repl = nn.ModuleDict({_key(name): synthesis for name, synthesis in syntheses.items()})
@@ -65,7 +68,7 @@ class ComputingLayer(nn.Module):
 
     def compute(self, x: Tensor, *args, **kwargs) -> Tensor:
         """The layer's output for the preceding block's output ``x``; of the same shape."""
-        return x
+        return x.clone() if self.copies else x
 
     def plain(self) -> nn.Module:
         """A layer of plain modules that computes the same, with copies of the weights as they are now.
@@ -83,7 +86,7 @@ class ComputingLayer(nn.Module):
         """What :meth:`plain` gives, still without mode, place and frozen parameters."""
         from .merged import MergedLayer  # a subclass of this class
 
-        return MergedLayer()
+        return MergedLayer(self.copies)
 
     def synthesize(self, without: str | None = None) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """All (weight, bias) pairs that the layer synthesizes; empty if there are none.

@@ -11,10 +11,10 @@ from .merged import MergedResidual, plain_conv
 
 
 class HalfComputingLayer(ComputingLayer):
-    """``relu(x + drop(up(branch(x))))``: the chain of a residual block at half the resolution.
+    """``last(x + drop(up(branch(x))))``: the chain of a residual block at half the resolution.
 
     The first convolution of the branch has stride 2, ``up`` repeats every position. The convolutions have synthesized
-    weights, a norm of the layer's own after each and ReLU between.
+    weights, a norm of the layer's own after each and the activation between.
 
     The last norm starts at a tenth, so that a converted network starts near the network without the block;
     initialization from scratch sets it as it sets all norms. Under the replaced block's ``with_cp`` only the input is
@@ -25,17 +25,21 @@ class HalfComputingLayer(ComputingLayer):
             ``F.conv2d`` (stride, padding, dilation, groups) and its norm.
         neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
         drop (nn.Module | None): Stochastic depth of the replaced block. Defaults to None, nothing.
+        activation (nn.Module | None): Between norm and convolution; without parameters. Defaults to None, ReLU.
+        last (nn.Module | None): Behind the addition; ``nn.Identity()`` for nothing. Defaults to None, ReLU.
 
     Shape: ``(N, C, H, W)`` to the same.
     """
 
-    def __init__(self, convs: dict, neighbours: tuple, neighbour_weights, detach: bool, drop=None):
+    def __init__(self, convs: dict, neighbours, neighbour_weights, detach, drop=None, activation=None, last=None):
         syntheses = {name: synthesis for name, (synthesis, *_) in convs.items()}
         super().__init__(syntheses, neighbours, neighbour_weights, detach)
         self.settings = [settings for _, settings, _ in convs.values()]
         self.repl['norms'] = nn.ModuleList(norm for *_, norm in convs.values())
         nn.init.constant_(self.repl['norms'][-1].weight, 0.1)
         self.drop = drop or nn.Identity()
+        self.activation = activation or nn.ReLU(inplace=True)
+        self.last = last or nn.ReLU(inplace=True)
 
     def branch(self, x: Tensor) -> Tensor:
         """All but the shortcut."""
@@ -43,7 +47,7 @@ class HalfComputingLayer(ComputingLayer):
         apart = self.mixes_apart(x)
         pairs = self.synthesize(without=last) if apart else self.weights()
         for i, ((weight, _), settings) in enumerate(zip(pairs, self.settings, strict=True)):
-            out = F.relu_(out) if i else out
+            out = self.activation(out) if i else out
             if apart and self.names[i] == last:
                 out = self.repl[last].source.mix_positions(out, lambda h, w=weight, s=settings: F.conv2d(h, w, **s))
             else:
@@ -68,12 +72,12 @@ class HalfComputingLayer(ComputingLayer):
         parts = zip(self.names, self.synthesize(), self.settings, self.repl['norms'], strict=True)
         for name, (weight, bias), settings, norm in parts:
             if branch:
-                branch[f'{name}_relu'] = nn.ReLU(inplace=True)
+                branch[f'{name}_activation'] = copy.deepcopy(self.activation)
             branch |= {name: plain_conv(weight, bias, **settings), f'{name}_norm': copy.deepcopy(norm)}
-        return MergedResidual(branch, copy.deepcopy(self.drop), half=True)
+        return MergedResidual(branch, copy.deepcopy(self.drop), copy.deepcopy(self.last), half=True)
 
     def compute(self, x: Tensor) -> Tensor:
-        return F.relu_(x + self.drop(recomputed(self.branch, x) if self.is_recomputed(x) else self.branch(x)))
+        return self.last(x + self.drop(recomputed(self.branch, x) if self.is_recomputed(x) else self.branch(x)))
 
     def is_recomputed(self, x: Tensor) -> bool:
         """Whether only ``x`` is kept: as of the replaced block, or where the weights are larger than what they meet.

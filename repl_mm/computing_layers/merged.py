@@ -13,38 +13,45 @@ class MergedLayer(ComputingLayer):
     """A computing layer that borrows nothing and synthesizes nothing; without modules it is the identity.
 
     Its parameters have ``.repl.`` in their names, as those of all computing layers. Tracers look into it.
+
+    Args:
+        copies (bool): Whether the identity gives another tensor than ``x``. Defaults to False.
     """
 
     merged = True
 
+    def __init__(self, copies: bool = False):
+        super().__init__(copies=copies)
+
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """As the layer that was merged; a signature of its own where a tracer has to know it."""
-        return x
+        return x.clone() if self.copies else x
 
 
 class MergedResidual(MergedLayer):
-    """``relu(x + drop(up(repl(x))))``, ``up`` to the size of ``x`` where the branch has stride 2.
+    """``last(x + drop(up(repl(x))))``, ``up`` to the size of ``x`` where the branch has stride 2.
 
     Args:
-        branch (dict[str, nn.Module]): Convolutions, norms and ReLUs of the branch, in order, by name.
+        branch (dict[str, nn.Module]): Convolutions, norms and activations of the branch, in order, by name.
         drop (nn.Module): Stochastic depth.
+        last (nn.Module): Behind the addition.
         half (bool): Whether the branch has stride 2.
 
     Shape: ``(N, C, H, W)`` to the same.
     """
 
-    def __init__(self, branch: dict[str, nn.Module], drop: nn.Module, half: bool):
+    def __init__(self, branch: dict[str, nn.Module], drop: nn.Module, last: nn.Module, half: bool):
         super().__init__()
         self.repl = nn.Sequential(OrderedDict(branch))
         self.drop = drop
-        self.relu = nn.ReLU(inplace=True)
+        self.last = last
         self.half = half
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.repl(x)
         if self.half:
             out = F.interpolate(out, x.shape[-2:])
-        return self.relu(x + self.drop(out))
+        return self.last(x + self.drop(out))
 
 
 class MergedTransformer(MergedLayer):
@@ -55,7 +62,8 @@ class MergedTransformer(MergedLayer):
             perhaps ``value`` and ``proj``.
         drop (nn.Module): Dropout and stochastic depth.
 
-    Shape: ``(N, L, C)`` to the same; a second argument ``(H, W)`` with ``H * W == L`` is needed for ``spatial``.
+    Shape: ``(N, L, C)`` to the same; ``(H, W)`` with ``H * W == L``, as one argument or as two, is needed for
+    ``spatial``.
     """
 
     def __init__(self, modules: dict[str, nn.Module], drop: nn.Module):
@@ -63,11 +71,12 @@ class MergedTransformer(MergedLayer):
         self.repl = nn.ModuleDict(modules)
         self.drop = drop
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, hw_shape=None, width: int | None = None) -> Tensor:
         y = self.repl['norm'](x)
         hidden = self.repl['fc1'](y)
         if 'spatial' in self.repl:
-            hidden = self.repl['spatial'](hidden.transpose(1, 2).unflatten(2, hw_shape)).flatten(2).transpose(1, 2)
+            shape = hw_shape if width is None else (hw_shape, width)
+            hidden = self.repl['spatial'](hidden.transpose(1, 2).unflatten(2, shape)).flatten(2).transpose(1, 2)
         out = self.repl['fc2'](self.repl['activation'](hidden))
         if 'value' in self.repl:
             out = out + self.repl['proj'](self.repl['value'](y.mean(1, keepdim=True)))
@@ -79,20 +88,20 @@ class MergedBlock(MergedLayer):
 
     Args:
         module (nn.Module): The module.
-        relu (bool): Whether a ReLU follows. Defaults to False.
+        last (nn.Module | None): What follows. Defaults to None, nothing.
         with_args (bool): Whether the module takes the arguments beyond ``x``, as the shape of a token grid.
             Defaults to True.
     """
 
-    def __init__(self, module: nn.Module, relu: bool = False, with_args: bool = True):
+    def __init__(self, module: nn.Module, last: nn.Module | None = None, with_args: bool = True):
         super().__init__()
         self.repl = module
-        self.relu = nn.ReLU(inplace=True) if relu else None
+        self.last = last or nn.Identity()
         self.with_args = with_args
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         out = self.repl(x, *args, **kwargs) if self.with_args else self.repl(x)
-        return out if self.relu is None else self.relu(out)
+        return self.last(out)
 
     def init_weights(self) -> None:
         """Initialize as the block does; mmengine calls it from scratch only."""

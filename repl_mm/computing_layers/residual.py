@@ -10,7 +10,7 @@ from .merged import MergedResidual, plain_conv
 
 
 class ResidualComputingLayer(ComputingLayer):
-    """``relu(x + drop(branch(x)))``; the branch is a chain of convolutions with synthesized weights, ReLU between.
+    """``last(x + drop(branch(x)))``; the branch is a chain of convolutions with synthesized weights.
 
     No activation norm (it would need statistics that ``norm_eval`` never lets it learn): the inner weights are
     normalized, the last one starts small. Only the output is kept for backward: weights and hidden activations are
@@ -21,29 +21,33 @@ class ResidualComputingLayer(ComputingLayer):
             ``F.conv2d`` (stride, padding, dilation, groups).
         neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
         drop (nn.Module | None): Stochastic depth of the replaced block. Defaults to None, nothing.
+        activation (nn.Module | None): Between the convolutions; without parameters. Defaults to None, ReLU.
+        last (nn.Module | None): Behind the addition; ``nn.Identity()`` for nothing. Defaults to None, ReLU.
 
     Shape: ``(N, C, H, W)`` to the same.
     """
 
-    def __init__(self, convs: dict, neighbours: tuple, neighbour_weights, detach: bool, drop: nn.Module | None = None):
+    def __init__(self, convs: dict, neighbours, neighbour_weights, detach, drop=None, activation=None, last=None):
         syntheses = {name: synthesis for name, (synthesis, _) in convs.items()}
         super().__init__(syntheses, neighbours, neighbour_weights, detach)
         self.settings = [settings for _, settings in convs.values()]
         self.drop = drop or nn.Identity()
+        self.activation = activation or nn.ReLU(inplace=True)
+        self.last = last or nn.ReLU(inplace=True)
 
     def branch(self, x: Tensor) -> Tensor:
         """The chain of convolutions, without the shortcut."""
         for i, ((weight, bias), settings) in enumerate(zip(self.weights(), self.settings, strict=True)):
-            x = F.conv2d(F.relu_(x) if i else x, weight, bias, **settings)
+            x = F.conv2d(self.activation(x) if i else x, weight, bias, **settings)
         return x
 
     def make_plain(self) -> nn.Module:
         branch = {}
         for name, (weight, bias), settings in zip(self.names, self.synthesize(), self.settings, strict=True):
             if branch:
-                branch[f'{name}_relu'] = nn.ReLU(inplace=True)
+                branch[f'{name}_activation'] = copy.deepcopy(self.activation)
             branch[name] = plain_conv(weight, bias, **settings)
-        return MergedResidual(branch, copy.deepcopy(self.drop), half=False)
+        return MergedResidual(branch, copy.deepcopy(self.drop), copy.deepcopy(self.last), half=False)
 
     def compute(self, x: Tensor) -> Tensor:
-        return F.relu_(x + self.drop(recomputed(self.branch, x)))
+        return self.last(x + self.drop(recomputed(self.branch, x)))

@@ -26,7 +26,8 @@ class TransformerComputingLayer(ComputingLayer):
         drop (nn.Module): Dropout and stochastic depth of the replaced layer.
         eps (float): Of the norm.
 
-    Shape: ``(N, L, C)`` to the same; a second argument ``(H, W)`` with ``H * W == L`` is needed for ``spatial``.
+    Shape: ``(N, L, C)`` to the same; ``(H, W)`` with ``H * W == L``, as one argument or as two, is needed for
+    ``spatial``.
     """
 
     def __init__(self, syntheses, neighbours, neighbour_weights, detach, activation, drop, eps):
@@ -64,7 +65,8 @@ class TransformerComputingLayer(ComputingLayer):
             modules |= dict(value=plain_linear(value[:, :-1], value[:, -1]), proj=plain_linear(*weights['proj']))
         return MergedTransformer(modules, copy.deepcopy(self.drop))
 
-    def compute(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
+    def compute(self, x: Tensor, hw_shape=None, width: int | None = None) -> Tensor:
+        hw_shape = hw_shape if width is None else (hw_shape, width)
         return x + self.drop(self.with_weights(self.branch, x, hw_shape))
 
 

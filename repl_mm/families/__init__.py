@@ -7,10 +7,10 @@ one entry in ``FAMILIES``; from outside, :func:`repl_mm.register_family`.
 from torch import nn
 
 from ..plan import PlanError
-from . import pyramid, resnet, swin, vit
+from . import csp, dual, hrnet, inverted, mscan, pyramid, resnet, swin, vit
 from .contract import Family
 
-FAMILIES: list[Family] = [resnet, vit, swin, pyramid]
+FAMILIES: list[Family] = [resnet, vit, swin, pyramid, hrnet, csp, inverted, mscan, dual]
 
 
 def find_family(backbone: nn.Module) -> Family:

@@ -6,14 +6,15 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..computing_layers import ComputingLayer
+from ..computing_layers import ComputingLayer, dotted
 from ..plan import Plan, PlanError, make_plan
 
 
 class Family(Protocol):
     """A family of backbones: a module, or any other object, with these names.
 
-    It may also have ``finish(backbone)``, which is called when all computing layers are in place.
+    It may also have ``branches(backbone)``, the numbers of the stages with which another branch of the network begins
+    (neighbours are of one branch), and ``finish(backbone)``, which is called when all computing layers are in place.
 
     Attributes:
         BACKBONES (Sequence[str]): Class names of the backbones that it serves; subclasses are served too.
@@ -44,6 +45,7 @@ class Family(Protocol):
 
 
 FUNCTIONS = dict(misfit=1, stages=1, frozen=1, openers=1, build=3)  # with the number of arguments
+OPTIONAL = ('branches', 'finish')
 TABLES = ('BACKBONES', 'REFUSED', 'OPERATORS', 'DEFAULTS')
 
 
@@ -77,7 +79,7 @@ def check_family(family, taken: Container[str] = ()) -> None:
         make_plan('any', [3], operators=family.OPERATORS, defaults=defaults)
     except (PlanError, TypeError, KeyError, AttributeError) as error:
         raise TypeError(f'{title}: DEFAULTS={defaults!r} is not valid: {error!r}') from None
-    optional = dict(finish=1) if hasattr(family, 'finish') else {}
+    optional = {name: 1 for name in OPTIONAL if hasattr(family, name)}
     for name, count in (FUNCTIONS | optional).items():
         _check_function(getattr(family, name), count, f'{title}: {name}')
     types = [f'RepL{name}' for name in (*family.BACKBONES, *family.REFUSED)]
@@ -99,6 +101,28 @@ def _check_function(function, count: int, title: str) -> None:
         raise TypeError(f'{title} is not valid: expected a function of {count} arguments ({error})') from None
 
 
+class Children:
+    """Some children of a module as a list of blocks that can be replaced: a stage.
+
+    Args:
+        parent (nn.Module): The module.
+        names (Iterable[str]): Names of its children, in order.
+    """
+
+    def __init__(self, parent: nn.Module, names: Iterable[str]):
+        self.parent = parent
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return getattr(self.parent, self.names[index])
+
+    def __setitem__(self, index: int, layer: nn.Module) -> None:
+        setattr(self.parent, self.names[index], layer)
+
+
 def misfit_of_blocks(stages: Mapping, lacks: Callable[[nn.Module], list[str]]) -> str | None:
     """Say what is wrong with the first block that lacks something, or with a stage that is no list: for misfits.
 
@@ -113,7 +137,8 @@ def misfit_of_blocks(stages: Mapping, lacks: Callable[[nn.Module], list[str]]) -
             block = stage[index]
             lacking = [] if isinstance(block, ComputingLayer) else lacks(block)
             if lacking:
-                return f'{name}.{index} ({type(block).__name__}) has no {", ".join(lacking)}'
+                key = stage.names[index] if isinstance(stage, Children) else str(index)
+                return f'{dotted(name, key)} ({type(block).__name__}) has no {", ".join(lacking)}'
     return None
 
 

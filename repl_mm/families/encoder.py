@@ -11,6 +11,7 @@ import os
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import fusion
 from ..computing_layers import (
@@ -46,13 +47,18 @@ def lacking(block: nn.Module) -> list[str]:
     return []
 
 
+def mlp(block: nn.Module) -> nn.Module:
+    """A layer's MLP."""
+    return block.ffn if hasattr(block, 'ffn') else block.mlp  # MSCAN's
+
+
 def linears(block: nn.Module) -> list[nn.Module]:
     """The operators of a layer's MLP: fc1, fc2, and between them, if there is one, the depthwise convolution.
 
     Raises:
         PlanError: The MLP or its norm is built in another way.
     """
-    found = [m for m in block.ffn.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    found = [m for m in mlp(block).modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     inner = found[1:-1]
     if len(found) not in (2, 3) or any(not isinstance(m, nn.Conv2d) or m.groups < m.out_channels for m in inner):
         raise PlanError(
@@ -60,7 +66,7 @@ def linears(block: nn.Module) -> list[nn.Module]:
             '(num_fcs=2), with or without a depthwise convolution between them'
         )
     for norm in (block.norm1, block.norm2):
-        if not isinstance(norm, nn.LayerNorm):
+        if not isinstance(norm, nn.LayerNorm if hasattr(block, 'ffn') else _BatchNorm):  # MSCAN's
             raise PlanError(
                 f'RepL cannot replace a {type(block).__name__} with a norm_cfg that builds {type(norm).__name__}: '
                 "expected dict(type='LN')"
@@ -73,7 +79,7 @@ def width(block: nn.Module) -> int:
     return block.norm2.weight.numel()
 
 
-def with_bias(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm, channels: int) -> Tensor:
+def with_bias(weight: Tensor, bias: Tensor | None, norm: nn.Module, channels: int) -> Tensor:
     """``W @ (gamma * x + beta) + b`` as one matrix ``(out, in + 1)``, its input channels aligned to ``channels``."""
     weight = weight.flatten(1)
     column = weight.new_zeros(len(weight)) if bias is None else bias
@@ -87,8 +93,16 @@ def scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
     return weight.flatten(1) if scale is None else weight.flatten(1) * scale[:, None]
 
 
-def projection(block: nn.Module) -> nn.Linear:
+def layer_scale(block: nn.Module, number: int) -> Tensor | None:
+    """LayerScale behind a layer's attention (1) or MLP (2), None if there is none."""
+    found = (tensor_of(block, f'{name}_{number}') for name in ('gamma', 'layer_scale'))  # MSCAN's is the second
+    return next((scale for scale in found if scale is not None), None)
+
+
+def projection(block: nn.Module) -> nn.Module:
     """The output projection of a layer's attention."""
+    if hasattr(block.attn, 'proj_2'):  # MSCAN's, a convolution
+        return block.attn.proj_2
     attn = getattr(block.attn, 'w_msa', block.attn)
     return attn.proj if hasattr(attn, 'qkv') else attn.attn.out_proj  # mmcv's wrapper of nn.MultiheadAttention
 
@@ -114,11 +128,11 @@ def weights(block: nn.Module, role: str, channels: int) -> list[Tensor]:
         conv = linears(block)[1]
         return [torch.cat([tensor_of(conv, 'weight').flatten(1), tensor_of(conv, 'bias')[:, None]], 1)]
     if role == 'fc2':
-        return [scaled(tensor_of(linears(block)[-1], 'weight'), tensor_of(block, 'gamma_2'))]
+        return [scaled(tensor_of(linears(block)[-1], 'weight'), layer_scale(block, 2))]
     if role == 'value':
         return [with_bias(*value(block), block.norm1, channels)]
     if role == 'proj':
-        return [scaled(tensor_of(projection(block), 'weight'), tensor_of(block, 'gamma_1'))]
+        return [scaled(tensor_of(projection(block), 'weight'), layer_scale(block, 1))]
     return [] if (parameter := _parameter(block, role)) is None else [parameter]
 
 
@@ -174,13 +188,13 @@ def _synthesis(plan, neighbours, borrowed, role, shape, dim=0, start=1.0, bias=F
 def _activation(block: nn.Module) -> nn.Module | None:
     """The activation of a layer's MLP: its only leaf that neither has weights nor drops anything."""
     other = (nn.Linear, nn.Conv2d, nn.Dropout, nn.Identity)
-    leaves = (m for m in block.ffn.modules() if not any(m.children()) and not isinstance(m, other))
+    leaves = (m for m in mlp(block).modules() if not any(m.children()) and not isinstance(m, other))
     return next((m for m in leaves if not _drops_paths(m)), None)
 
 
 def _drop(block: nn.Module) -> nn.Module:
     """Dropout and stochastic depth behind a layer's MLP, at the layer's own rates."""
-    dropout = next((m for m in block.ffn.modules() if isinstance(m, nn.Dropout) and m.p > 0), nn.Identity())
+    dropout = next((m for m in mlp(block).modules() if isinstance(m, nn.Dropout) and m.p > 0), nn.Identity())
     return nn.Sequential(dropout, next(filter(_drops_paths, block.modules()), nn.Identity()))
 
 
@@ -210,6 +224,9 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borro
             settings['groups'] = 3 * plan.fusion['groups']  # query, key and value are not mixed with each other
         dim = int(len(shape) > 1 and shape[0] <= shape[1])
         syntheses[name] = _synthesis(plan, neighbours, borrowed, name, shape, dim, **settings)
+    for module in block.modules():
+        if isinstance(module, _BatchNorm):  # statistics of another input
+            module.reset_running_stats()
     return FullComputingLayer(block, syntheses, neighbours, borrowed, plan.detach)
 
 

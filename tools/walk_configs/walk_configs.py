@@ -63,6 +63,7 @@ def walk(package: str, size: int = 96, only: tuple[str, ...] = ('*',)) -> dict:
     names = [path.relative_to(root).as_posix() for path in paths]
     names = [name for name in names if any(fnmatch(name, pattern) for pattern in only)]
     found, unreadable = [], {}
+    settings = {}  # by their text, which has lists for tuples; mmseg's MobileNetV3 insists on these
     print(f'{package}: reading {len(names)} configs', file=sys.stderr)
     for name in track_iter_progress(names, file=sys.stderr):
         try:
@@ -71,23 +72,22 @@ def walk(package: str, size: int = 96, only: tuple[str, ...] = ('*',)) -> dict:
             unreadable[name] = first_sentence(error).replace(f'{root}/', '')
             continue
         scope = cfg.get('default_scope', package)
-        texts = {
-            json.dumps(essential(b, size), sort_keys=True)
-            for b in config.all_backbones(cfg.to_dict().get('model', {})).values()
-        }
+        backbones = [essential(b, size) for b in config.all_backbones(cfg.to_dict().get('model', {})).values()]
+        texts = {json.dumps(backbone, sort_keys=True): backbone for backbone in backbones}
+        settings |= texts
         found += [(name, scope, text) for text in sorted(texts)]
 
-    known = sorted({(text, scope) for _, scope, text in found if family_of(config.type_name(json.loads(text)))})
+    known = sorted({(text, scope) for _, scope, text in found if family_of(config.type_name(settings[text]))})
     print(f'\n{package}: running {len(known)} different backbones', file=sys.stderr)
     outcomes = {
-        (text, scope): try_backbone(json.loads(text), scope, size)
+        (text, scope): try_backbone(settings[text], scope, size)
         for text, scope in track_iter_progress(known, file=sys.stderr)
     }
     print(file=sys.stderr)
 
     results = []
     for name, scope, text in found:
-        kind = config.type_name(json.loads(text))
+        kind = config.type_name(settings[text])
         status, reason = outcomes.get((text, scope), ('other', 'no family of RepL has this backbone'))
         results.append(dict(config=name, type=kind, family=family_of(kind), status=status, reason=reason))
     return dict(package=package, configs=names, unreadable=unreadable, settings=len(known), results=results)
