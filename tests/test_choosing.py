@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small import BACKBONES, STOCK, TRANSFORMERS, blocks, build, images, write_cifar
-from test_conversion import build_model, pictures, write_config  # noqa: F401  (a fixture)
+from test_conversion import build_model, write_config
 from test_tools import detector
 from torch import nn
 

@@ -1,6 +1,7 @@
 """What tools for a trained network share: its config's one backbone, its weights, and pictures without labels."""
 
 import copy
+from contextlib import closing
 
 import mmcv
 import torch
@@ -81,7 +82,9 @@ def read_images(cfg, folder, num, shape, option):
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), one_line_errors():
         if files:
             files = [files[i] for i in torch.randperm(len(files))[:num]]
-            pictures = [read_picture(file, shape) for file in track(files, 'reading pictures')]
+            # closed here: closed by a garbage collection amid another display of progress, it would wait for that one
+            with closing(track(files, 'reading pictures')) as progress:
+                pictures = [read_picture(file, shape) for file in progress]
             images = normalize(cfg, torch.stack(pictures))
         else:
             set_data_root(cfg, str(folder))
