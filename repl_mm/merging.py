@@ -49,24 +49,23 @@ def merge(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     if is_sharded(model):
         raise MergeError('the parameters are sharded: merge before fully_shard, or a model that was saved whole')
     merged = [_merged_layers(backbone, example) for backbone in backbones]
-    for backbone, layers in zip(backbones, merged, strict=True):
-        replace_layers(backbone, layers)
+    pairs = list(zip(backbones, merged, strict=True))
+    before = [({name: b.get_submodule(name) for name in layers}, b.repl) for b, layers in pairs]
+    try:
+        for backbone, layers in pairs:
+            replace_layers(backbone, layers, dataclasses.replace(backbone.repl, merged=True))
+    except BaseException:  # an interrupt as well: all of them or none
+        for backbone, (layers, plan) in zip(backbones, before, strict=True):
+            replace_layers(backbone, layers, plan)
+        raise
     return model
 
 
-def replace_layers(backbone: nn.Module, layers: dict[str, nn.Module]) -> None:
-    """Put merged layers in their places, and say so in the plan; all of them or none."""
-    before = {name: backbone.get_submodule(name) for name in layers}
-    plan = backbone.repl
-    try:
-        for name, layer in layers.items():
-            backbone.set_submodule(name, layer)
-        set_plan(backbone, dataclasses.replace(plan, merged=True))
-    except BaseException:  # an interrupt as well
-        for name, layer in before.items():
-            backbone.set_submodule(name, layer)
-        set_plan(backbone, plan)
-        raise
+def replace_layers(backbone: nn.Module, layers: dict[str, nn.Module], plan: Plan) -> None:
+    """Put layers in their places, and say so in the plan."""
+    for name, layer in layers.items():
+        backbone.set_submodule(name, layer)
+    set_plan(backbone, plan)
 
 
 def set_plan(backbone: nn.Module, plan: Plan) -> None:
@@ -119,15 +118,21 @@ def _check_same(name: str, out: Tensor, merged: Tensor) -> None:
         )
 
 
-def example_images(backbone: nn.Module) -> Tensor:
-    """Random images that a backbone takes: of its ``img_size`` if it has one, else 64x64."""
+def example_images(backbone: nn.Module, shape: tuple[int, int] | None = None, batch: int = 1) -> Tensor:
+    """Random images that a backbone takes.
+
+    Args:
+        backbone (nn.Module): The backbone.
+        shape (tuple[int] | None): Height and width. Defaults to None, its ``img_size`` if it has one, else 64x64.
+        batch (int): Images. Defaults to 1.
+    """
     first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
-    size = getattr(backbone, 'img_size', None) or 64
+    size = shape or getattr(backbone, 'img_size', None) or 64
     shape = (size, size) if isinstance(size, int) else tuple(size)
     # YOLOX's stem lays 2x2 pixels on each other as channels
     apart = any(type(module).__name__ == 'Focus' for module in backbone.modules())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, first.in_channels // (4 if apart else 1), *shape, generator=generator)
+    return torch.randn(batch, first.in_channels // (4 if apart else 1), *shape, generator=generator)
 
 
 @contextmanager

@@ -55,9 +55,14 @@ def segmentor(**settings):
     return built({**cfg, **settings}, 'mmseg')
 
 
-def detector(head=None, **backbone):
+SWIN = dict(small.SWIN, type='RepLSwinTransformer', replace=None)
+
+
+def detector(head=None, whole=None, **backbone):
     cfg = small.detector_config('data', 'work').model
     cfg.backbone.update(backbone)
+    if whole:
+        cfg.backbone = ConfigDict(whole)
     if head:
         cfg.bbox_head = ConfigDict(head)
     model = built(cfg, 'mmdet')
@@ -120,6 +125,7 @@ MODELS = {
     'half': lambda: detector(replace=dict(operator='half')),
     'stock': lambda: detector(type='ResNet', replace=None),
     'two stages': two_stage,
+    'swin': lambda: detector(whole=SWIN),
     'segmentor': segmentor,
     'slide': lambda: segmentor(test_cfg=dict(mode='slide', crop_size=(48, 48), stride=(32, 32))),
     'classifier': classifier,
@@ -396,8 +402,9 @@ def test_the_script_of_the_docs_finds_what_inference_detector_finds(tmp_path):
     model.test_cfg.update(score_thr=0.05, max_per_img=10)
     cfg = small.detector_config('data', 'work')
     model.cfg = cfg
-    export(model, tmp_path / 'net.onnx', (128, 128), end2end=True, classes=['circle', 'square', 'triangle', 'star'])
-    picture = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    words = dict(end2end=True, scale=(128, 128), classes=['circle', 'square', 'triangle', 'star'])
+    export(model, tmp_path / 'net.onnx', (128, 128), dynamic=True, **words)
+    picture = cv2.resize(np.random.default_rng(0).integers(0, 256, (20, 15, 3), np.uint8), (160, 210))
     cv2.imwrite(str(tmp_path / 'picture.png'), picture)
     env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     done = subprocess.run(
@@ -409,7 +416,8 @@ def test_the_script_of_the_docs_finds_what_inference_detector_finds(tmp_path):
         wanted = inference_detector(model, str(tmp_path / 'picture.png')).pred_instances
     wanted = wanted[wanted.scores >= 0.3]
     assert len(found) == len(wanted) > 3
-    for line, box, score in zip(found, wanted.bboxes.numpy(), wanted.scores.tolist(), strict=True):
-        assert abs(float(line[1]) - score) < 2e-3
-        np.testing.assert_allclose(np.array(line[2:], float), box, atol=0.11)
-    assert cv2.imread(str(tmp_path / 'boxes.png')).shape == (128, 128, 3)
+    rows = torch.tensor([[float(number) for number in line[1:]] for line in found])
+    near = (rows[:, None, 1:] - wanted.bboxes).abs().amax(2) < 0.2
+    near &= (rows[:, :1] - wanted.scores).abs() < 3e-3
+    assert near.any(1).float().mean() > 0.8
+    assert cv2.imread(str(tmp_path / 'boxes.png')).shape == (210, 160, 3)

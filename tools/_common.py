@@ -19,8 +19,10 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_checkpoint
 
 from repl_mm import PlanError, config, data_checks
+from repl_mm.checkpoint import PLAN_KEY
 from repl_mm.config import ConfigError
 from repl_mm.data_checks import DataError
 from repl_mm.reading import read_weights_only
@@ -128,6 +130,23 @@ def check_files(cfg, *phases):
                 if 'train' in phases and cfg.get('optim_wrapper'):
                     build_optim_wrapper(model, cfg.optim_wrapper)
             raise
+
+
+def load_trained(model, path):
+    """Load a checkpoint that was trained with a model, and return it; end in one line if it is of another one."""
+    checkpoint = load_checkpoint(model, path, map_location='cpu')
+    state = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
+    wrong = [
+        key
+        for key, value in model.state_dict().items()
+        if not key.endswith(PLAN_KEY) and getattr(state.get(key), 'shape', None) != value.shape
+    ]
+    if wrong:
+        stop(
+            f"checkpoint '{path}' does not fit the config: {len(wrong)} tensors are missing or of another shape, "
+            f"first '{wrong[0]}'"
+        )
+    return checkpoint
 
 
 def replace_sync_bn(node):

@@ -8,21 +8,21 @@ evaluators' own numbers. It is checked against the model before it takes its pla
 """
 
 import argparse
-import itertools
 from pathlib import Path
 
-from _common import one_line_errors, read_config, set_data_root, stop
+from _common import load_trained, one_line_errors, read_config, set_data_root, stop
 from mmengine.config import DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
-from mmengine.runner.checkpoint import load_checkpoint
 
 from repl_mm import BorrowError, MergeError, config
 from repl_mm.classification.datasets import PICTURES
 from repl_mm.data_checks import check_checkpoint, inner_datasets
 from repl_mm.deployment import ExportError, export, quantize
+from repl_mm.deployment.serving import rest_file
 from repl_mm.reading import read_weights_only
+from repl_mm.registry import class_of
 
 
 def parse_args(argv=None):
@@ -65,9 +65,21 @@ def image_shape(cfg, given):
         stop(f'--shape: the training data is not there to look at ({type(error).__name__}); give height and width')
 
 
+def picture_scale(cfg):
+    """The size into which the test pipeline fits pictures, if it keeps their ratio; else None."""
+    if not cfg.get('test_dataloader'):
+        return None
+    pipeline = next(inner_datasets(cfg.test_dataloader.dataset)).get('pipeline') or ()
+    step = next((step for step in pipeline if str(step['type']).endswith('Resize')), {})
+    return list(step['scale']) if step.get('keep_ratio') and isinstance(step.get('scale'), (tuple, list)) else None
+
+
 def class_names(checkpoint, cfg):
     """Names of the classes: of the checkpoint's meta, or of the config."""
-    for meta in ((checkpoint.get('meta') or {}).get('dataset_meta'), cfg.get('metainfo')):
+    node = next(inner_datasets(cfg.test_dataloader.dataset)) if cfg.get('test_dataloader') else {}
+    kind = class_of(DATASETS, node.get('type'), cfg.get('default_scope')) if node else None
+    found = [(checkpoint.get('meta') or {}).get('dataset_meta'), node.get('metainfo'), cfg.get('metainfo')]
+    for meta in (*found, getattr(kind, 'METAINFO', None)):
         classes = (meta or {}).get('classes')
         if classes is not None:
             return list(classes)
@@ -92,13 +104,22 @@ def calibration_images(cfg, model, folder, num):
             steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
             pipeline = Compose([TRANSFORMS.build(step) for step in steps])
             files = files[:: max(1, len(files) // num)][:num]
-            items = (pipeline(dict(img_path=str(f), img_id=i, seg_fields=[])) for i, f in enumerate(files))
+            items = [read(pipeline, i, file) for i, file in enumerate(files)]
         else:
+            if cfg.get('default_scope') not in (None, 'mmengine', 'repl_mm'):
+                stop(f"--images '{folder}': no pictures in it")
             set_data_root(cfg, str(folder))
             dataset = DATASETS.build(cfg.train_dataloader.dataset)
-            items = (dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // num)))
-        items = list(itertools.islice(items, num))
+            items = [dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // num))][:num]
     return (model.data_preprocessor(pseudo_collate([item]), False)['inputs'] for item in items)
+
+
+def read(pipeline, number, file):
+    """What a pipeline makes of a picture; end in one line if it is none."""
+    try:
+        return pipeline(dict(img_path=str(file), img_id=number, seg_fields=[]))
+    except Exception as error:  # whatever a decoder raises
+        stop(f"--images: '{file}' is no picture that the config's test pipeline takes ({error})")
 
 
 def main(argv=None):
@@ -113,12 +134,21 @@ def main(argv=None):
         check_checkpoint(args.checkpoint)
         shape = image_shape(cfg, args.shape)
         model = config.build(cfg.model, cfg.get('default_scope'))
-        checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu')
+        checkpoint = load_trained(model, args.checkpoint)
         names = class_names(checkpoint, cfg)
         batches = calibration_images(cfg, model, args.images, args.num) if args.int8 else None
-        record = export(model, args.out, shape, args.dynamic, names, cfg.pretty_text, args.end2end)
-        if args.int8:
-            quantize(args.out, args.out, batches)
+        words = dict(classes=names, config=cfg.pretty_text, end2end=args.end2end, scale=picture_scale(cfg))
+        if args.int8:  # what stands there stays until all is done
+            floating = args.out.with_name(f'{args.out.stem}.float.onnx')
+            record = export(model, floating, shape, args.dynamic, **words)
+            try:
+                quantize(floating, args.out, batches)
+            finally:
+                floating.unlink()
+            if rest_file(floating).exists():
+                rest_file(floating).replace(rest_file(args.out))
+        else:
+            record = export(model, args.out, shape, args.dynamic, **words)
     size = 'every size' if args.dynamic else f'{shape[0]}x{shape[1]}'
     print(
         f'{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, images of {size} to '

@@ -11,10 +11,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from _common import one_line_errors, read_config, stop
+from _common import load_trained, one_line_errors, read_config, stop
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
-from mmengine.runner.checkpoint import load_checkpoint
 
 from repl_mm import BorrowError, MergeError, config, merge
 from repl_mm.checkpoint import PLAN_KEY, plan_record
@@ -40,13 +39,18 @@ def main(argv=None):
     cfg.merge_from_dict(args.cfg_options)
     if args.out.suffix != '.pth':
         stop(f"OUT '{args.out}': expected a file name that ends with .pth")
+    config_out = args.out.with_suffix('.py')
+    read = [Path(args.checkpoint), *map(Path, filter(None, [cfg.filename]))]
+    for file in (args.out, config_out):
+        if any(file.resolve() == other.resolve() for other in read):
+            stop(f"OUT '{args.out}' would overwrite '{file}', which is read: expected another name")
     with one_line_errors(MergeError, BorrowError):
         check_checkpoint(args.checkpoint)
         found = config.find_backbones(cfg.get('model'))
         if any((node.get('replace') or {}).get('merged') for node in found.values()):
             stop(f"config '{args.config}' is of a merged model already: expected replace without merged=True")
         model = config.build(cfg.model, cfg.get('default_scope'))
-        checkpoint = load_checkpoint(model, args.checkpoint, map_location='cpu')
+        checkpoint = load_trained(model, args.checkpoint)
         model.eval()
         merge(model)
         plans = {name: plan_record(backbone.repl) for name, backbone in repl_backbones(model)}
@@ -59,9 +63,9 @@ def main(argv=None):
     part = args.out.with_name(f'{args.out.name}.part')  # what stands there stays until the new file is whole
     torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
     part.replace(args.out)
-    cfg.dump(args.out.with_suffix('.py'))
+    cfg.dump(config_out)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f'{args.out}: {parameters:,} parameters, merged; its config: {args.out.with_suffix(".py")}')
+    print(f'{args.out}: {parameters:,} parameters, merged; its config: {config_out}')
 
 
 if __name__ == '__main__':

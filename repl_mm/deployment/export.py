@@ -1,23 +1,36 @@
 """Writing a model's network: an ONNX file, or an exported program of PyTorch."""
 
 import json
+import uuid
 import warnings
 from pathlib import Path
 
 import torch
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .. import __version__
-from ..merging import merge
+from ..merging import example_images, merge
+from ..subclass import Specialized, specialize
 from ..surgery import repl_backbones
 from .end_to_end import DETECTIONS, find_end_to_end, onnx_translations
-from .network import FEATURES, Network, find_network
+from .network import FEATURES, Network, find_network, outputs_of
 from .serving import KEY, SUFFIXES, open_file, rest_file
 
 TOLERANCE = 1e-4  # of the largest output
 FORMAT = 1
+
+
+class _AnyBatch(Specialized):
+    """Attention in windows whose number of images is no constant of the graph."""
+
+    def window_reverse(self, windows: Tensor, height: int, width: int) -> Tensor:
+        """Windows ``(n, size, size, C)`` to ``(N, height, width, C)``."""
+        size = self.window_size
+        rows, columns = height // size, width // size
+        windows = windows.view(-1, rows, columns, size, size, windows.shape[-1])
+        return windows.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
 
 
 class ExportError(RuntimeError):
@@ -50,6 +63,7 @@ def export(
     classes: list[str] | None = None,
     config: str = '',
     end2end: bool = False,
+    scale: tuple[int, int] | None = None,
 ) -> dict:
     """Write the network of a model into a file that says what it is, and check the file against the model.
 
@@ -64,12 +78,14 @@ def export(
             False.
         classes (list[str] | None): Names of the classes, for the record. Defaults to None.
         config (str): Text of the config, for the record. Defaults to ''.
+        scale (tuple[int] | None): The config's pipeline resizes pictures to fit into it, for the record. Defaults to
+            None.
         end2end (bool): Final predictions in place of raw outputs (see :class:`EndToEnd`); ``.onnx`` only. Defaults to
             False.
 
     Returns:
-        dict: The record in the file's metadata: format, kind (see :class:`Network`), outputs (how they are nested),
-        shape (None: every size), end2end, plans, classes, preprocessing, config, version.
+        dict: The record in the file's metadata: format, id, model, kind (see :class:`Network`), outputs (how they are
+        nested), shape (None: every size), end2end, plans, classes, preprocessing, config, version.
 
     Raises:
         ExportError: An operator has no counterpart, or the file gives other outputs. No file is left then.
@@ -79,7 +95,7 @@ def export(
         raise ExportError(f"'{out}': --end2end writes .onnx files only")
     if out.suffix not in SUFFIXES:
         raise ExportError(f"'{out}': expected a file name that ends with {' or '.join(SUFFIXES)}")
-    model = revert_sync_batchnorm(model)
+    model = revert_sync_batchnorm(model.module if isinstance(model, BaseTTAModel) else model)
     model.eval()
     if any(not backbone.repl.merged for _, backbone in repl_backbones(model)):
         merge(model)
@@ -88,17 +104,22 @@ def export(
     except TypeError as error:
         raise ExportError(str(error)) from None
     _refuse_foreign_operators(network)
-    images = example(model, shape, network.batch or 2)
+    for module in network.modules():
+        if hasattr(module, 'window_reverse'):
+            specialize(module, _AnyBatch)
+    images = example_images(model.backbone, shape, network.batch or 2)
     expected = network(images)
     record = dict(
         format=FORMAT,
+        id=uuid.uuid4().hex,
+        model=f'{type(model).__name__} of {outputs_of(model)}',
         kind=network.kind,
         outputs=list(network.names) if end2end else pytree.treespec_dumps(network.tree),
         end2end=end2end,
         shape=None if dynamic else list(shape),
         plans={name: backbone.repl.to_dict() for name, backbone in repl_backbones(model)},
         classes=classes,
-        preprocessing=preprocessing(model),
+        preprocessing=dict(preprocessing(model), scale=scale),
         config=config,
         version=__version__,
     )
@@ -110,17 +131,14 @@ def export(
             (_write_onnx if out.suffix == '.onnx' else _write_pt2)(network, images, part, record, dynamic)
         _check(part, network, images, expected, dynamic)
         if network.kind == FEATURES:
-            torch.save(dict(state_dict=network.rest()), rest_file(out))
+            heads = part.with_suffix('.pth')
+            torch.save(dict(state_dict=network.rest(), network=record['id']), heads)
+            heads.replace(rest_file(out))
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
+        part.with_suffix('.pth').unlink(missing_ok=True)
     return record
-
-
-def example(model: nn.Module, shape: tuple[int, int], batch: int = 2) -> Tensor:
-    """Random images as the network takes them."""
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return torch.randn(batch, first.in_channels, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _refuse_foreign_operators(network: Network) -> None:
@@ -145,6 +163,7 @@ def _dynamic_shapes(network: Network, dynamic: bool) -> tuple[dict]:
 def _write_onnx(network: Network, images: Tensor, part: Path, record: dict, dynamic: bool) -> None:
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(f"{error}: pip install 'repl_mm[export]'") from None
@@ -183,11 +202,15 @@ def _reason(error: BaseException) -> str:
 
 def _check(part: Path, network: Network, images: Tensor, expected: tuple, dynamic: bool) -> None:
     file = open_file(part)
-    other = images[:1]
+    cases = [images, images[:1]]
     if dynamic:
         height, width = images.shape[-2:]
-        other = example(network.model, (height + height // 4, width + width // 2), batch=1)
-    for inputs, wanted in ((images, expected), (other, network(other))):
+        divisor = max(32, int(getattr(getattr(network.model, 'data_preprocessor', None), 'pad_size_divisor', 1) or 1))
+        for more in (1, 2):  # sizes that models take which halve five times
+            shape = (-(-height // divisor) + more) * divisor, (-(-width // divisor) + 2 * more) * divisor
+            cases.append(example_images(network.model.backbone, shape))
+    for inputs in cases:
+        wanted = expected if inputs is images else network(inputs)
         try:
             outputs = file.run(inputs)
         except Exception as error:

@@ -58,13 +58,14 @@ def find_network(model: nn.Module) -> Network:
     """
     if callable(getattr(model, 'classify', None)):  # ImageClassifier, which loads with classification only
         return Network(model, CLASSIFIER, lambda images: model.classify(model.backbone(images)))
-    if not callable(getattr(model, 'extract_feat', None)):
+    has_backbone = isinstance(getattr(model, 'backbone', None), nn.Module)
+    if not (has_backbone and callable(getattr(model, 'extract_feat', None))):
         raise TypeError(
-            f'a {type(model).__name__} has no network that is known here: expected a detector of mmdet, a segmentor '
-            'of mmseg or a repl_mm.ImageClassifier'
+            f'a {type(model).__name__} has no network that is known here: expected a detector of mmdet with one '
+            'backbone (of a teacher with a student, one of them), a segmentor of mmseg or a repl_mm.ImageClassifier'
         )
     if _is(model, 'mmdet.models.detectors.single_stage', 'SingleStageDetector') and _predicts_by_forward(
-        model.bbox_head, 'mmdet.models.dense_heads.base_dense_head', 'BaseDenseHead'
+        getattr(model, 'bbox_head', None), 'mmdet.models.dense_heads.base_dense_head', 'BaseDenseHead'
     ):
         return Network(model, DENSE, lambda images: model.bbox_head(model.extract_feat(images)))
     if _is(model, 'mmseg.models.segmentors.encoder_decoder', 'EncoderDecoder') and _predicts_by_forward(
@@ -87,3 +88,12 @@ def _is(thing: object, module: str, name: str) -> bool:
 def _predicts_by_forward(head: nn.Module, module: str, name: str) -> bool:
     """Whether a head predicts as its base class does: ``predict_by_feat`` of what ``forward`` gives for features."""
     return _is(head, module, name) and type(head).predict is _base(module, name).predict
+
+
+def outputs_of(model: nn.Module) -> str:
+    """How many classes a model tells apart, in words; to see whether a file belongs to a config."""
+    head = next((getattr(model, name) for name in ('bbox_head', 'decode_head') if hasattr(model, name)), None)
+    head = getattr(getattr(model, 'roi_head', None), 'bbox_head', head)
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    count = getattr(head, 'num_classes', None) or getattr(getattr(model, 'head', None), 'out_features', None)
+    return 'an unknown number of classes' if count is None else f'{count} classes'

@@ -75,7 +75,9 @@ def quantize(path: str | Path, out: str | Path, batches: Iterable[Tensor]) -> No
         outputs = open_file(part).run(fitting(first[:1], record['shape']))
         if not all(bool(torch.isfinite(output).all()) for output in outputs):
             raise ExportError('the quantized file gives infinite numbers or none')
-        out.write_bytes(Path(part).read_bytes())
+        waiting = out.with_name(f'.{out.name}.part')  # what stands there stays until the new file is whole
+        waiting.write_bytes(Path(part).read_bytes())
+        waiting.replace(out)
 
 
 def fitting(images: Tensor, shape: list[int] | None) -> Tensor:

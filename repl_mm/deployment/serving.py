@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..data_checks import DataError
 from ..reading import read_checkpoint
 from ..subclass import Specialized, specialize
-from .network import CLASSIFIER, DENSE, FEATURES, SEGMENTOR, find_network
+from .network import CLASSIFIER, DENSE, FEATURES, SEGMENTOR, find_network, outputs_of
 
 KEY = 'repl_mm'  # of the record in a file's metadata
 SUFFIXES = ('.onnx', '.pt2')
@@ -65,8 +65,10 @@ def open_file(path: str | Path, threads: int | None = None) -> ServedFile:
 
 
 def _open_onnx(path: Path, threads: int) -> ServedFile:
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DataError(f"{error}: pip install 'repl_mm[export]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -113,7 +115,11 @@ class Served(nn.Module):
     def forward(self, images: Tensor):
         """Return the raw outputs of the file, on the device of the images."""
         self.file.check(images)
-        outputs = self.file.run(images.detach().float().cpu().contiguous())
+        try:
+            outputs = self.file.run(images.detach().float().cpu().contiguous())
+        except Exception as error:  # whatever the engine raises
+            size = 'x'.join(map(str, images.shape[-2:]))
+            raise DataError(f"'{self.file.path}' does not take images of {size}: {error}") from error
         return pytree.tree_unflatten([output.to(images.device) for output in outputs], self.tree)
 
 
@@ -144,7 +150,10 @@ def serve(model: nn.Module, file: ServedFile) -> None:
     """
     if isinstance(model, BaseTTAModel):
         model = model.module
-    kind, expected = file.record['kind'], find_network(model).kind
+    try:
+        kind, expected = file.record['kind'], find_network(model).kind
+    except TypeError as error:
+        raise DataError(f"'{file.path}' cannot be served: {error}") from None
     if file.record.get('end2end'):
         raise DataError(f"'{file.path}' was exported with --end2end: its predictions are final; export it without")
     if kind != expected:
@@ -152,6 +161,9 @@ def serve(model: nn.Module, file: ServedFile) -> None:
             f"'{file.path}' ends with a {kind}, the network of the config's {type(model).__name__} with {expected}: "
             'expected the config that it was exported from'
         )
+    have, wanted = file.record['model'], f'{type(model).__name__} of {outputs_of(model)}'
+    if have != wanted:
+        raise DataError(f"'{file.path}' was exported from a {have}, the config has a {wanted}")
     if kind == FEATURES:
         _load_rest(model, file)
     model.backbone = Served(file)
@@ -174,7 +186,10 @@ def _load_rest(model: nn.Module, file: ServedFile) -> None:
     if not path.is_file():
         raise DataError(f"'{file.path}' ends with the neck; the weights of the heads, '{path}', are missing")
     own = find_network(model).rest()
-    state = read_checkpoint(path)['state_dict']
+    saved = read_checkpoint(path)
+    state = saved['state_dict']
+    if saved.get('network') != file.record['id']:
+        raise DataError(f"'{path}' was written with another file than '{file.path}': export it again")
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     if wrong:
         raise DataError(f"'{path}' does not fit the config: first {wrong[0]!r}")
