@@ -384,6 +384,19 @@ def test_one_metric_keeps_the_label_maps(kinds, writer):
         ]
 
 
+def test_test_time_augmentation_wraps_the_model_and_exchanges_the_pipelines(capsys):
+    inner = dict(type='Any', pipeline=[dict(type='Plain')])
+    cfg = Config(
+        dict(model=dict(type='Net'), test_dataloader=dict(dataset=dict(type='Wrapper', datasets=[inner, inner])))
+    )
+    with pytest.raises(SystemExit, match='--tta: the config has no tta_model with a tta_pipeline'):
+        TOOL_MODULES['test.py'].enable_tta(cfg)
+    cfg.tta_model, cfg.tta_pipeline = dict(type='TTA'), [dict(type='TestTimeAug')]
+    TOOL_MODULES['test.py'].enable_tta(cfg)
+    assert cfg.model == dict(type='TTA', module=dict(type='Net'))
+    assert all(d.pipeline == [dict(type='TestTimeAug')] for d in cfg.test_dataloader.dataset.datasets)
+
+
 def test_bfloat16_on_the_cpu_is_the_forward_pass_only():
     model = nn.Linear(4, 1)
     wrapper = CPUAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.5))

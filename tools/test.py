@@ -9,9 +9,10 @@ from _common import (
     one_line_errors,
     stop,
 )
+from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
 
-from repl_mm.data_checks import evaluators
+from repl_mm.data_checks import evaluators, inner_datasets
 from repl_mm.deployment import open_file, serve
 from repl_mm.deployment.serving import SUFFIXES
 from repl_mm.hook import unwrapped
@@ -26,6 +27,7 @@ def parse_args():
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='folder of painted images, for mmdet below work_dir/TIMESTAMP')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image (default: 2)')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation, by the config's tta_model")
     args = parser.parse_args()
     return args
 
@@ -51,6 +53,15 @@ def enable_visualization(cfg, args):
         hook.test_out_dir = args.show_dir
 
 
+def enable_tta(cfg):
+    """Put the config's model into its model of test-time augmentation, and the datasets onto its pipeline."""
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+        stop('--tta: the config has no tta_model with a tta_pipeline')
+    cfg.model = ConfigDict(cfg.tta_model, module=cfg.model)
+    for dataset in inner_datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
+
+
 def keep_label_maps(cfg, folder):
     """Make one metric of an mmseg config keep the predicted label maps: the one that writes Cityscapes' label ids, or
     the first."""
@@ -71,6 +82,8 @@ def main():
         keep_label_maps(cfg, args.out)
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):
         stop(f"--out '{args.out}': expected a file name that ends with .pkl or .pickle")
+    if args.tta:
+        enable_tta(cfg)
     check_files(cfg, 'test')
     with one_line_errors():
         runner = build_runner(cfg)
