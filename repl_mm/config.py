@@ -406,20 +406,23 @@ def optimizer_moments(cfg: Config) -> tuple[int, str]:
     return 1, 'SGD with momentum'
 
 
-def input_size(cfg: Config) -> tuple[int, int, int]:
-    """Return the size of the first training batch.
+def input_size(cfg: Config, phase: str = 'train') -> tuple[int, int, int]:
+    """Return the size of the first batch.
 
     Args:
-        cfg (Config): A config whose training data is there.
+        cfg (Config): A config whose data is there.
+        phase (str): 'train', 'val' or 'test'. Defaults to 'train'.
 
     Returns:
         tuple[int, int, int]: Batch size, height and width as the backbone sees them.
     """
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        loader = dict(copy.deepcopy(cfg.train_dataloader), num_workers=0, persistent_workers=False)
+        loader = dict(copy.deepcopy(cfg[f'{phase}_dataloader']), num_workers=0, persistent_workers=False)
         preprocessor = MODELS.build(cfg.model.data_preprocessor)
         batch = next(iter(Runner.build_dataloader(loader, seed=0)))
-        inputs = tree_leaves(preprocessor(batch, training=True)['inputs'])[0]  # of the first branch, if it has some
+        inputs = tree_leaves(preprocessor(batch, training=phase == 'train')['inputs'])[
+            0
+        ]  # of the first branch, if it has some
     return inputs.shape[0], *inputs.shape[-2:]
 
 

@@ -31,7 +31,7 @@ def parse_args(argv=None):
     parser.add_argument('checkpoint', help='weights that were trained with it')
     parser.add_argument('out', type=Path, help='file to write: .onnx or .pt2')
     parser.add_argument(
-        '--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the images (default: of the first training batch)'
+        '--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the images (default: of the first test batch)'
     )
     parser.add_argument('--dynamic', action='store_true', help='the file takes images of every size')
     parser.add_argument(
@@ -54,15 +54,15 @@ def parse_args(argv=None):
 
 
 def image_shape(cfg, given):
-    """Height and width of the images: as given, or of the first training batch."""
+    """Height and width of the images: as given, or of the first test batch."""
     if given is not None:
         if min(given) < 1:
             stop(f'--shape {given[0]} {given[1]}: expected height and width in pixels')
         return tuple(given)
     try:
-        return config.input_size(cfg)[1:]
+        return config.input_size(cfg, 'test')[1:]
     except Exception as error:  # whatever a dataset that is not there raises
-        stop(f'--shape: the training data is not there to look at ({type(error).__name__}); give height and width')
+        stop(f'--shape: the test data is not there to look at ({type(error).__name__}); give height and width')
 
 
 def picture_scale(cfg):
