@@ -1,17 +1,30 @@
 """INT8: nothing of a computing layer stays floating, and what comes out stays near."""
 
 import collections
+import importlib.util
 
 import pytest
+import small
 import test_export
 import torch
+from mmengine.config import Config
 
+from repl_mm import config
 from repl_mm.deployment import ExportError, export, open_file, quantize
 from repl_mm.deployment.quantization import fitting
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
+CIFAR = Config.fromfile(small.REPO / 'configs' / 'classification' / 'resnet32_repl_cifar10.py')
 FLOATING = {'Conv', 'FusedConv', 'MatMul', 'Gemm', 'FusedMatMul', 'FusedGemm'}
+
+
+def load_export():
+    """Imports tools/export.py."""
+    spec = importlib.util.spec_from_file_location('tools_export', small.REPO / 'tools' / 'export.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def optimized(path, folder):
@@ -48,3 +61,13 @@ def test_images_are_needed_and_brought_to_the_size(tmp_path):
     quantize(tmp_path / 'net.onnx', tmp_path / 'net.onnx', [torch.randn(1, 3, 40, 50)])  # in place
     assert open_file(tmp_path / 'net.onnx').record['int8']
     assert fitting(torch.randn(1, 3, 40, 50), None).shape == (1, 3, 40, 50)
+
+
+@pytest.mark.slow
+def test_the_command_calibrates_on_a_set_without_pictures(tmp_path):
+    small.write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
+    torch.save(dict(state_dict=config.build(CIFAR.model, 'repl_mm').state_dict()), tmp_path / 'net.pth')
+    words = ['--shape', '32', '32', '--int8', '--images', str(tmp_path / 'data'), '--num', '4']
+    load_export().main([CIFAR.filename, str(tmp_path / 'net.pth'), str(tmp_path / 'net.onnx'), *words])
+    assert open_file(tmp_path / 'net.onnx').record['int8']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'net.onnx', 'net.pth']

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from _common import load_trained, one_line_errors, read_config, set_data_root, stop
 from mmengine.config import DictAction
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from mmengine.registry import DATASETS, FUNCTIONS, TRANSFORMS, DefaultScope
 
 from repl_mm import BorrowError, MergeError, config
 from repl_mm.classification.datasets import PICTURES
@@ -111,7 +111,9 @@ def calibration_images(cfg, model, folder, num):
             set_data_root(cfg, str(folder))
             dataset = DATASETS.build(cfg.train_dataloader.dataset)
             items = [dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // num))][:num]
-    return (model.data_preprocessor(pseudo_collate([item]), False)['inputs'] for item in items)
+    kind = (cfg.get('test_dataloader') or {}).get('collate_fn', dict(type='pseudo_collate'))['type']
+    collate = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
+    return (model.data_preprocessor(collate([item]), False)['inputs'] for item in items)
 
 
 def read(pipeline, number, file):
