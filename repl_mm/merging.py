@@ -99,6 +99,8 @@ def _merged_layers(backbone: nn.Module, example: Tensor | None) -> dict[str, nn.
                 raise MergeError(
                     f'the backbone does not take the example {shape}: give merge() images that it takes ({error})'
                 ) from error
+            if missed := [name for name in layers if name not in calls]:
+                raise MergeError(f'the backbone does not run its layer {missed[0]!r}: it cannot be compared')
             for name, (args, kwargs, out) in calls.items():
                 with in_eval_mode(plain[name]):
                     _check_same(name, out, plain[name](*args, **kwargs))

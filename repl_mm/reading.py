@@ -11,7 +11,10 @@ from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_checkpoint
+from torch import nn
 
+from .checkpoint import PLAN_KEY
 from .data_checks import DataError
 
 # What mmengine's objects store of their own classes: pickle writes a method as getattr(class, name).
@@ -124,3 +127,28 @@ def read_weights_only() -> None:
     CheckpointLoader.register_scheme(('http://', 'https://'), loader=load_from_http, force=True)
     if not os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+
+
+def load_trained(model: nn.Module, path: str) -> dict:
+    """Load a checkpoint of all of a model, and return it.
+
+    Args:
+        model (nn.Module): The model that it was trained with.
+        path (str): File, or a name that mmengine knows.
+
+    Raises:
+        DataError: A tensor of the model is missing in it, or has another shape there.
+    """
+    checkpoint = load_checkpoint(model, path, map_location='cpu')
+    state = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
+    wrong = [
+        key
+        for key, value in model.state_dict().items()
+        if not key.endswith(PLAN_KEY) and getattr(state.get(key), 'shape', None) != value.shape
+    ]
+    if wrong:
+        raise DataError(
+            f"checkpoint '{path}' does not fit the config: {len(wrong)} tensors are missing in it or of another "
+            f"shape, first '{wrong[0]}'"
+        )
+    return checkpoint

@@ -258,6 +258,19 @@ def detector_config(data_root, work_dir, **backbone) -> Config:
     return cfg
 
 
+def check_graph(backbone: torch.nn.Module, how: str, folder: Path, **tolerance) -> None:
+    """A backbone in eval mode, traced ('trace') or exported ('export'), saved and loaded, gives what it gives."""
+    x, other = images(), images(seed=2)
+    with torch.no_grad():
+        if how == 'trace':
+            torch.jit.trace(backbone, x).save(folder / 'backbone.pt')
+            graph = torch.jit.load(folder / 'backbone.pt')
+        else:
+            torch.export.save(torch.export.export(backbone, (x,)), folder / 'backbone.pt2')
+            graph = torch.export.load(folder / 'backbone.pt2').module()
+        torch.testing.assert_close(tuple(graph(other)), backbone(other), **tolerance)
+
+
 def write_pickle(path, content, protocol=2):
     path.write_bytes(pickle.dumps(content, protocol))
 

@@ -22,7 +22,9 @@ from repl_mm.data_checks import DataError
 from repl_mm.deployment import ExportError, export, find_network, open_file, serve
 from repl_mm.deployment.end_to_end import find_end_to_end
 from repl_mm.deployment.serving import rest_file
+from repl_mm.deployment.writing import preprocessing
 
+onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 mmdet = pytest.importorskip('mmdet')
 mmcv_nms = pytest.importorskip('mmcv.ops').nms
@@ -120,10 +122,14 @@ def check_alike(found, wanted):
     assert near.any(1).float().mean() > 0.95
 
 
+def stock_detector():
+    return detector(whole=config.stock_config(small.detector_config('data', 'work').model.backbone))
+
+
 MODELS = {
     'detector': detector,
     'half': lambda: detector(replace=dict(operator='half')),
-    'stock': lambda: detector(type='ResNet', replace=None),
+    'stock': stock_detector,
     'two stages': two_stage,
     'swin': lambda: detector(whole=SWIN),
     'segmentor': segmentor,
@@ -133,11 +139,6 @@ MODELS = {
 
 
 def make(name):
-    """A model by name; without the key that stock backbones do not know."""
-    if name == 'stock':
-        cfg = small.detector_config('data', 'work').model
-        cfg.backbone = config.stock_config(cfg.backbone)
-        return built(cfg, 'mmdet')
     return MODELS[name]()
 
 
@@ -185,10 +186,31 @@ def test_what_a_file_says_of_itself(tmp_path):
 def test_a_file_serves_test_time_augmentation(tmp_path):
     export(segmentor(), tmp_path / 'net.pt2', (64, 64))
     from mmseg.models import SegTTAModel
+    from mmseg.structures import SegDataSample
 
-    model = SegTTAModel(module=segmentor())
-    serve(model, open_file(tmp_path / 'net.pt2'))
-    assert type(model.module.backbone).__name__ == 'Served'
+    shape = dict.fromkeys(('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape'), (64, 64)) | dict(img_path='')
+    picture = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    views = [
+        (picture, dict(shape, flip=False)),
+        (picture.flip(2), dict(shape, flip=True, flip_direction='horizontal')),
+    ]
+    batch = dict(
+        inputs=[[image] for image, _ in views], data_samples=[[SegDataSample(metainfo=meta)] for _, meta in views]
+    )
+    models = [SegTTAModel(module=segmentor()) for _ in range(2)]
+    for parameter in models[1].parameters():
+        parameter.data.zero_()
+    serve(models[1], open_file(tmp_path / 'net.pt2'))
+    wanted, found = (model.eval().test_step(batch)[0].pred_sem_seg.data for model in models)
+    assert len(wanted.unique()) > 1 and (found == wanted).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(('model', 'swapped'), [(detector, True), (segmentor, True), (classifier, True)])
+def test_the_network_takes_rgb_and_the_file_says_so(model, swapped):
+    assert preprocessing(model())['bgr_to_rgb'] is swapped
+    other = model()
+    other.data_preprocessor = None
+    assert preprocessing(other) == dict(mean=None, std=None, bgr_to_rgb=False, pad_size_divisor=1)
 
 
 def test_a_file_of_one_size_says_so(tmp_path):
@@ -215,7 +237,7 @@ def test_operators_of_mmcv_are_refused_by_name_and_no_file_is_left(tmp_path):
 
 
 def test_a_file_that_gives_something_else_is_not_kept(tmp_path, monkeypatch):
-    module = sys.modules['repl_mm.deployment.export']  # the package has a function of this name
+    module = sys.modules['repl_mm.deployment.writing']
     write = module._write_onnx
 
     def wrong(network, images, part, record, dynamic):
@@ -238,11 +260,15 @@ def test_files_that_are_none_or_of_another_model_are_refused(tmp_path):
     torch.onnx.export(
         torch.nn.Conv2d(3, 3, 1), (torch.randn(1, 3, 8, 8),), tmp_path / 'conv.onnx', dynamo=True, verbose=False
     )
+    old = onnx.load(tmp_path / 'net.onnx')
+    onnx.helper.set_model_props(old, dict(repl_mm=json.dumps(dict(format=0))))
+    onnx.save(old, tmp_path / 'old.onnx')
     for name, wanted in (
         ('none.onnx', 'no such file'),
         ('text.onnx', 'is no ONNX file'),
         ('text.pt2', 'is no exported program'),
         ('conv.onnx', 'says nothing of a model'),
+        ('old.onnx', 'is of format 0, expected 1: it was written by another version'),
     ):
         with pytest.raises(DataError, match=wanted):
             open_file(tmp_path / name)

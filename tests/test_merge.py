@@ -12,7 +12,7 @@ import small
 import test_families
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
-from small import BACKBONES, build_backbone, gradients, images, loss_of
+from small import BACKBONES, build_backbone, check_graph, gradients, images, loss_of
 from torch import nn
 from torch.fx.experimental.optimization import fuse as fuse_by_fx
 from torch.nn.utils import prune
@@ -375,16 +375,7 @@ def test_fx_traces_a_merged_layer_of_a_transformer(operator):
 @FEW
 @pytest.mark.parametrize('how', ['trace', 'export'])
 def test_it_is_traced_and_exported(which, name, how, tmp_path):
-    backbone = pair(name)[which]
-    x, other = images(), images(seed=2)
-    with torch.no_grad():
-        if how == 'trace':
-            torch.jit.trace(backbone, x).save(tmp_path / 'backbone.pt')
-            graph = torch.jit.load(tmp_path / 'backbone.pt')
-        else:
-            torch.export.save(torch.export.export(backbone, (x,)), tmp_path / 'backbone.pt2')
-            graph = torch.export.load(tmp_path / 'backbone.pt2').module()
-        torch.testing.assert_close(tuple(graph(other)), backbone(other), **EXACT)
+    check_graph(pair(name)[which], how, tmp_path, **EXACT)
 
 
 @pytest.mark.parametrize('operator', ['separable', 'half'])

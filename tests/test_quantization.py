@@ -3,6 +3,8 @@
 import collections
 import importlib.util
 
+import cv2
+import numpy as np
 import pytest
 import small
 import test_export
@@ -71,3 +73,20 @@ def test_the_command_calibrates_on_a_set_without_pictures(tmp_path):
     load_export().main([CIFAR.filename, str(tmp_path / 'net.pth'), str(tmp_path / 'net.onnx'), *words])
     assert open_file(tmp_path / 'net.onnx').record['int8']
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'net.onnx', 'net.pth']
+
+
+@pytest.mark.parametrize('pictures', [2, 0])
+def test_pictures_go_through_the_test_pipeline_of_a_classifier(pictures, tmp_path, capsys):
+    """Pictures without labels, in the order of their names; a broken one is named."""
+    cfg = Config.fromfile(small.REPO / 'configs' / 'classification' / 'resnetv1c34_repl_mini.py')
+    model = config.build(cfg.model, cfg.get('default_scope'))
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), np.full((64, 64, 3), 60 * i, np.uint8))
+    if not pictures:
+        (tmp_path / '0.png').write_text('text')
+        with pytest.raises(SystemExit, match="--images: '.*0.png' is no picture that the config's"):
+            load_export().calibration_images(cfg, model, tmp_path, 3)
+        return
+    batches = list(load_export().calibration_images(cfg, model, tmp_path, pictures))
+    assert [tuple(batch.shape) for batch in batches] == [(1, 3, 64, 64)] * pictures
+    assert batches[0].mean() < batches[1].mean()

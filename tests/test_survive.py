@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from mmdet.models.backbones import resnet
-from small import BACKBONES, WITH_CP, blocks, build_backbone, gradients, images, loss_of
+from small import BACKBONES, WITH_CP, blocks, build_backbone, check_graph, gradients, images, loss_of
 
 import repl_mm
 from repl_mm import subclass
@@ -159,15 +159,7 @@ def test_a_folded_backbone_is_traced_and_exported(name, how, tmp_path):
     backbone = build_backbone(name)
     backbone.eval()
     repl_mm.fold(backbone)
-    x, other = images(), images(seed=2)
-    with torch.no_grad():
-        if how == 'trace':
-            torch.jit.trace(backbone, x).save(tmp_path / 'backbone.pt')
-            graph = torch.jit.load(tmp_path / 'backbone.pt')
-        else:
-            torch.export.save(torch.export.export(backbone, (x,)), tmp_path / 'backbone.pt2')
-            graph = torch.export.load(tmp_path / 'backbone.pt2').module()
-        torch.testing.assert_close(tuple(graph(other)), backbone(other), **RTOL)
+    check_graph(backbone, how, tmp_path, **RTOL)
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,8 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_checkpoint
 
 from repl_mm import PlanError, config, data_checks
-from repl_mm.checkpoint import PLAN_KEY
 from repl_mm.config import ConfigError
 from repl_mm.data_checks import DataError
 from repl_mm.reading import read_weights_only
@@ -80,6 +78,18 @@ def read_config(name):
         return config.read_config(name)
 
 
+def read_quietly(args):
+    """Return the config of parsed arguments with its ``cfg_options``; checkpoints are read safely from then on.
+
+    mmengine's log is quiet from then on: it says how every single tensor was initialized.
+    """
+    read_weights_only()
+    MMLogger.get_current_instance().setLevel('WARNING')
+    cfg = read_config(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    return cfg
+
+
 def set_data_root(cfg, folder):
     """Move the config's data to a folder, see :func:`repl_mm.config.set_data_root`; end in one line if it has none."""
     with one_line_errors():
@@ -130,23 +140,6 @@ def check_files(cfg, *phases):
                 if 'train' in phases and cfg.get('optim_wrapper'):
                     build_optim_wrapper(model, cfg.optim_wrapper)
             raise
-
-
-def load_trained(model, path):
-    """Load a checkpoint that was trained with a model, and return it; end in one line if it is of another one."""
-    checkpoint = load_checkpoint(model, path, map_location='cpu')
-    state = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
-    wrong = [
-        key
-        for key, value in model.state_dict().items()
-        if not key.endswith(PLAN_KEY) and getattr(state.get(key), 'shape', None) != value.shape
-    ]
-    if wrong:
-        stop(
-            f"checkpoint '{path}' does not fit the config: {len(wrong)} tensors are missing or of another shape, "
-            f"first '{wrong[0]}'"
-        )
-    return checkpoint
 
 
 def replace_sync_bn(node):

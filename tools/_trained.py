@@ -13,7 +13,7 @@ from rich.progress import track
 
 from repl_mm import config
 from repl_mm.classification import ClsDataPreprocessor
-from repl_mm.classification.datasets import PICTURES
+from repl_mm.classification.datasets import pictures_in
 from repl_mm.classification.transforms import LoadImage
 from repl_mm.data_checks import check_checkpoint
 from repl_mm.registry import class_of
@@ -94,11 +94,6 @@ def read_images(cfg, folder, num, shape, option):
     if len(images) < FEWEST:
         stop(f"{option} '{folder}': {len(images)} images, expected at least {FEWEST}")
     return images
-
-
-def pictures_in(folder):
-    """Return the files of pictures in a folder, however deep."""
-    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
 
 
 def read_picture(file, shape):

@@ -15,15 +15,13 @@ import copy
 from pathlib import Path
 
 import torch
-from _common import one_line_errors, read_config
+from _common import one_line_errors, read_quietly
 from _trained import load_stock, one_backbone, read_images
 from mmengine.config import DictAction
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
 
 from repl_mm import apply_repl, config, conversion
 from repl_mm.classification import classifier_head
-from repl_mm.reading import read_weights_only
 from repl_mm.surgery import check_keys
 
 
@@ -58,10 +56,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     torch.manual_seed(args.seed)
-    read_weights_only()
-    MMLogger.get_current_instance().setLevel('WARNING')  # mmengine logs how every single tensor was initialized
-    cfg = read_config(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
     stock, rest = load_stock(cfg, path, settings, args.stock)
     prefix, backbone = '.'.join(map(str, path)) + '.', copy.deepcopy(stock)

@@ -10,18 +10,17 @@ evaluators' own numbers. It is checked against the model before it takes its pla
 import argparse
 from pathlib import Path
 
-from _common import load_trained, one_line_errors, read_config, set_data_root, stop
+from _common import one_line_errors, read_quietly, set_data_root, stop
 from mmengine.config import DictAction
 from mmengine.dataset import Compose
-from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, FUNCTIONS, TRANSFORMS, DefaultScope
 
 from repl_mm import BorrowError, MergeError, config
-from repl_mm.classification.datasets import PICTURES
+from repl_mm.classification.datasets import pictures_in
 from repl_mm.data_checks import check_checkpoint, inner_datasets
 from repl_mm.deployment import ExportError, export, quantize
 from repl_mm.deployment.serving import rest_file
-from repl_mm.reading import read_weights_only
+from repl_mm.reading import load_trained
 from repl_mm.registry import class_of
 
 
@@ -97,7 +96,7 @@ def calibration_images(cfg, model, folder, num):
     """
     if not folder.is_dir():
         stop(f"--images '{folder}': no such folder")
-    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
+    files = pictures_in(folder)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         if files:
             dataset = next(inner_datasets(cfg.test_dataloader.dataset))
@@ -119,17 +118,16 @@ def calibration_images(cfg, model, folder, num):
 def read(pipeline, number, file):
     """What a pipeline makes of a picture; end in one line if it is none."""
     try:
-        return pipeline(dict(img_path=str(file), img_id=number, seg_fields=[]))
+        return pipeline(
+            dict(img_path=str(file), img_id=number, seg_fields=[], label=0)
+        )  # no label is read, but packed
     except Exception as error:  # whatever a decoder raises
         stop(f"--images: '{file}' is no picture that the config's test pipeline takes ({error})")
 
 
 def main(argv=None):
     args = parse_args(argv)
-    read_weights_only()
-    MMLogger.get_current_instance().setLevel('WARNING')  # mmengine logs how every single tensor was initialized
-    cfg = read_config(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = read_quietly(args)
     with one_line_errors(ExportError, MergeError, BorrowError):
         if not cfg.get('model'):
             stop('the config has no model')

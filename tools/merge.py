@@ -11,14 +11,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from _common import load_trained, one_line_errors, read_config, stop
+from _common import one_line_errors, read_quietly, stop
 from mmengine.config import DictAction
-from mmengine.logging import MMLogger
 
 from repl_mm import BorrowError, MergeError, config, merge
 from repl_mm.checkpoint import PLAN_KEY, plan_record
 from repl_mm.data_checks import check_checkpoint
-from repl_mm.reading import read_weights_only
+from repl_mm.reading import load_trained
 from repl_mm.surgery import check_keys, repl_backbones
 
 
@@ -33,10 +32,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    read_weights_only()
-    MMLogger.get_current_instance().setLevel('WARNING')  # mmengine logs how every single tensor was initialized
-    cfg = read_config(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = read_quietly(args)
     if args.out.suffix != '.pth':
         stop(f"OUT '{args.out}': expected a file name that ends with .pth")
     config_out = args.out.with_suffix('.py')

@@ -17,18 +17,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from _common import one_line_errors, read_config, stop
+from _common import one_line_errors, read_quietly, stop
 from _trained import FEWEST, load_stock, one_backbone, pictures_in, read_images
 from mmengine.config import DictAction
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
 
 from repl_mm import PlanError, apply_repl, choosing, config, cost
 from repl_mm.classification import classifier_head
 from repl_mm.families import find_family
 from repl_mm.heads import Whole, stock_model, whole_head
 from repl_mm.plan import PLAIN
-from repl_mm.reading import read_weights_only
 from repl_mm.surgery import check_keys
 from repl_mm.tables import markdown
 
@@ -175,10 +173,7 @@ def main(argv=None):
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     warnings.filterwarnings('ignore', message='.*use_reentrant.*')  # of mm's blocks, as they are
-    read_weights_only()
-    MMLogger.get_current_instance().setLevel('WARNING')  # mmengine logs how every single tensor was initialized
-    cfg = read_config(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
     try:
         with one_line_errors():

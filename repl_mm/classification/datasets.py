@@ -21,6 +21,11 @@ from ..registry import DATASETS, FUNCTIONS
 PICTURES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the files of pictures in a folder, however deep, in order."""
+    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
+
+
 @FUNCTIONS.register_module()
 def collate(samples) -> dict:
     """Collate samples into a batch; what a dataset gave as a batch already stays as it is."""

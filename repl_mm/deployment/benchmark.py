@@ -17,10 +17,10 @@ from ..arms import Arm, arm_config
 from ..config import WEIGHTS, build, with_backbones
 from ..merging import merge
 from ..surgery import repl_backbones
-from .export import export
 from .network import Network, find_network
 from .quantization import quantize
 from .serving import open_file
+from .writing import export
 
 BACKENDS = ('torch', 'compile', 'onnx', 'onnx-int8')
 

@@ -90,10 +90,10 @@ def _predicts_by_forward(head: nn.Module, module: str, name: str) -> bool:
     return _is(head, module, name) and type(head).predict is _base(module, name).predict
 
 
-def outputs_of(model: nn.Module) -> str:
-    """How many classes a model tells apart, in words; to see whether a file belongs to a config."""
+def describe(model: nn.Module) -> str:
+    """Say what a model is and how many classes it tells apart; to see whether a file belongs to a config."""
     head = next((getattr(model, name) for name in ('bbox_head', 'decode_head') if hasattr(model, name)), None)
     head = getattr(getattr(model, 'roi_head', None), 'bbox_head', head)
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     count = getattr(head, 'num_classes', None) or getattr(getattr(model, 'head', None), 'out_features', None)
-    return 'an unknown number of classes' if count is None else f'{count} classes'
+    return type(model).__name__ + ('' if count is None else f' of {count} classes')

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .export import ExportError
 from .serving import KEY, open_file
+from .writing import ExportError
 
 WEIGHTED = ('Conv', 'Gemm', 'MatMul')
 BETWEEN = ('Add', 'MaxPool', 'Relu')  # in int8 as well, nothing is converted between convolutions

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 from ..data_checks import DataError
 from ..reading import read_checkpoint
 from ..subclass import Specialized, specialize
-from .network import CLASSIFIER, DENSE, FEATURES, SEGMENTOR, find_network, outputs_of
+from .network import CLASSIFIER, DENSE, FEATURES, SEGMENTOR, describe, find_network
 
 KEY = 'repl_mm'  # of the record in a file's metadata
+FORMAT = 1  # of that record: another number wherever it says something else
 SUFFIXES = ('.onnx', '.pt2')
 
 
@@ -48,12 +49,11 @@ class ServedFile:
             )
 
 
-def open_file(path: str | Path, threads: int | None = None) -> ServedFile:
+def open_file(path: str | Path) -> ServedFile:
     """Open an exported file.
 
     Args:
         path (str | Path): ``.onnx``, run by ONNX Runtime, or ``.pt2``, run by PyTorch.
-        threads (int | None): Threads of ONNX Runtime. Defaults to None, those of PyTorch.
 
     Raises:
         DataError: It is none, or was not written by :func:`repl_mm.deployment.export`.
@@ -61,16 +61,16 @@ def open_file(path: str | Path, threads: int | None = None) -> ServedFile:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"'{path}': no such file; expected one that tools/export.py wrote")
-    return (_open_onnx if path.suffix == '.onnx' else _open_pt2)(path, threads or torch.get_num_threads())
+    return (_open_onnx if path.suffix == '.onnx' else _open_pt2)(path)
 
 
-def _open_onnx(path: Path, threads: int) -> ServedFile:
+def _open_onnx(path: Path) -> ServedFile:
     try:
         import onnxruntime
     except ImportError as error:
         raise DataError(f"{error}: pip install 'repl_mm[export]'") from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
@@ -84,7 +84,7 @@ def _open_onnx(path: Path, threads: int) -> ServedFile:
     return ServedFile(path, _record(path, session.get_modelmeta().custom_metadata_map.get(KEY)), run)
 
 
-def _open_pt2(path: Path, threads: int) -> ServedFile:
+def _open_pt2(path: Path) -> ServedFile:
     extra = {f'{KEY}.json': ''}
     try:
         network = torch.export.load(str(path), extra_files=extra).module()
@@ -101,7 +101,13 @@ def _open_pt2(path: Path, threads: int) -> ServedFile:
 def _record(path: Path, text: str | bytes | None) -> dict:
     if not text:
         raise DataError(f"'{path}' says nothing of a model: expected a file that tools/export.py wrote")
-    return json.loads(text)
+    record = json.loads(text)
+    if record.get('format') != FORMAT:
+        raise DataError(
+            f"'{path}' is of format {record.get('format')!r}, expected {FORMAT}: it was written by another version of "
+            'repl_mm; export it again'
+        )
+    return record
 
 
 class Served(nn.Module):
@@ -161,7 +167,7 @@ def serve(model: nn.Module, file: ServedFile) -> None:
             f"'{file.path}' ends with a {kind}, the network of the config's {type(model).__name__} with {expected}: "
             'expected the config that it was exported from'
         )
-    have, wanted = file.record['model'], f'{type(model).__name__} of {outputs_of(model)}'
+    have, wanted = file.record['model'], describe(model)
     if have != wanted:
         raise DataError(f"'{file.path}' was exported from a {have}, the config has a {wanted}")
     if kind == FEATURES:

@@ -15,11 +15,10 @@ from ..merging import example_images, merge
 from ..subclass import Specialized, specialize
 from ..surgery import repl_backbones
 from .end_to_end import DETECTIONS, find_end_to_end, onnx_translations
-from .network import FEATURES, Network, find_network, outputs_of
-from .serving import KEY, SUFFIXES, open_file, rest_file
+from .network import FEATURES, Network, describe, find_network
+from .serving import FORMAT, KEY, SUFFIXES, open_file, rest_file
 
 TOLERANCE = 1e-4  # of the largest output
-FORMAT = 1
 
 
 class _AnyBatch(Specialized):
@@ -46,7 +45,9 @@ def preprocessing(model: nn.Module) -> dict:
     """
     pre = getattr(model, 'data_preprocessor', None)
     numbers = {name: getattr(pre, name, None) for name in ('mean', 'std')}
-    swap = getattr(pre, '_channel_conversion', getattr(pre, 'channel_conversion', False))
+    # mmdet's, mmseg's and mmpretrain's names of it; our own takes RGB
+    names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
+    swap = next((getattr(pre, name) for name in names if hasattr(pre, name)), pre is not None)
     return dict(
         {name: None if value is None else value.flatten().tolist() for name, value in numbers.items()},
         bgr_to_rgb=bool(swap),
@@ -67,7 +68,8 @@ def export(
 ) -> dict:
     """Write the network of a model into a file that says what it is, and check the file against the model.
 
-    RepL backbones are merged (see :func:`repl_mm.merge`), in place; the model is in eval mode afterwards.
+    RepL backbones are merged (see :func:`repl_mm.merge`) and windows of attention freed of the batch size, in
+    place; the model is in eval mode afterwards.
 
     Args:
         model (nn.Module): A detector, segmentor or classifier, with or without RepL.
@@ -112,7 +114,7 @@ def export(
     record = dict(
         format=FORMAT,
         id=uuid.uuid4().hex,
-        model=f'{type(model).__name__} of {outputs_of(model)}',
+        model=describe(model),
         kind=network.kind,
         outputs=list(network.names) if end2end else pytree.treespec_dumps(network.tree),
         end2end=end2end,
