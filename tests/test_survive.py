@@ -19,6 +19,9 @@ BOTH = pytest.mark.parametrize(
 )
 FEW = pytest.mark.parametrize('name', ['basic', 'full', 'beit', 'swin', 'mit'])
 RTOL = dict(rtol=1e-4, atol=1e-6)
+# on so few positions the statistics of their batch norms multiply roundings: the outputs of the stock networks differ by
+# 5 to 42 % under autocast in train mode
+UNSTEADY = ('yolox', 'rtmdet', 'mobilenet_v2', 'mobilenet_v3', 'ddrnet')
 
 
 def check_is_a_copy(other, backbone):
@@ -130,9 +133,9 @@ def test_with_cp_of_a_block_without_borrowers_stays_stock(depth, stock):
 @TABLE
 def test_autocast_runs_layers_in_bfloat16_and_the_synthesis_in_float32(name):
     backbone = build_backbone(name)
-    for module in backbone.modules():
+    for module in backbone.modules() if name in UNSTEADY else ():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()  # the statistics of a few positions multiply roundings, with or without computing layers
+            module.eval()
     exact = backbone(images())
     with torch.autocast('cpu', torch.bfloat16):
         outputs = backbone(images())
