@@ -19,7 +19,7 @@ BOTH = pytest.mark.parametrize(
 )
 FEW = pytest.mark.parametrize('name', ['basic', 'full', 'beit', 'swin', 'mit'])
 RTOL = dict(rtol=1e-4, atol=1e-6)
-# on so few positions the statistics of their batch norms multiply roundings: the outputs of the stock networks differ by
+# on so few positions the statistics of their batch norms multiply roundings: outputs of the stock networks differ by
 # 5 to 42 % under autocast in train mode
 UNSTEADY = ('yolox', 'rtmdet', 'mobilenet_v2', 'mobilenet_v3', 'ddrnet')
 
