@@ -9,11 +9,13 @@ import time
 
 import compare
 import cv2
+import numpy as np
 import pytest
 from mmengine.config import Config
 
 from repl_mm import comparison
-from repl_mm.comparison import runs
+from repl_mm.classification import Accuracy
+from repl_mm.comparison import interval, runs
 
 # ---- statistics ----
 
@@ -57,6 +59,40 @@ def test_metric_is_the_first_known_one_or_the_wanted():
         comparison.choose_metric({'aAcc', 'mIoU'}, 'mAcc')
     with pytest.raises(ValueError, match="'coco/bbox_mAP or mIoU or accuracy/top1' is not reported .*valid: none"):
         comparison.choose_metric(set())
+
+
+def test_the_interval_over_images_by_hand():
+    """Six images, each a group of its own: for a mean the jackknife is the interval of that mean."""
+    metric = Accuracy(topk=(1,))
+    one, other = [1, 0, 1, 1, 0, 0], [1, 1, 1, 0, 0, 1]
+    found = interval.differences(metric, *([[bool(hit)] for hit in hits] for hits in (one, other)))
+    # differences 0, 1, 0, -1, 0, 1: mean 1/6, squared deviations 3 - 1/6; t(0.975, 5) = 2.5706 from printed tables
+    half = 100 * 2.5706 * math.sqrt((3 - 1 / 6) / 5 / 6)
+    assert found == {'accuracy/top1': (pytest.approx(50), pytest.approx(400 / 6), pytest.approx(half, rel=1e-4))}
+    assert '+16.6667' in interval.difference_table(found)
+    with pytest.raises(ValueError, match='1 and 2 images: expected two tests of the same images'):
+        interval.differences(metric, [[True]], [[True]] * 2)
+    assert math.isnan(interval.differences(metric, [[True]], [[True]])['accuracy/top1'][2])
+    with_pairs = interval.differences(metric, [[True]] * 40, [[False], [True]] * 20)  # 20 groups, all alike
+    assert with_pairs['accuracy/top1'] == (100, 50, pytest.approx(0))
+
+
+def test_images_that_are_left_out_are_not_missed(mini_coco):
+    """As if COCO's file had never had them."""
+    coco = pytest.importorskip('mmdet.evaluation').CocoMetric
+    annotations = json.loads((mini_coco / 'annotations' / 'instances_val.json').read_text())
+    whole = coco(ann_file=str(mini_coco / 'annotations' / 'instances_val.json'))
+    whole.dataset_meta = dict(classes=[category['name'] for category in annotations['categories']])
+    results = []
+    for image in annotations['images']:
+        truth = [a for a in annotations['annotations'] if a['image_id'] == image['id']]
+        boxes = np.array([a['bbox'] for a in truth], float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([a['category_id'] for a in truth]) - min(c['id'] for c in annotations['categories'])
+        found = dict(img_id=image['id'], bboxes=boxes, scores=np.linspace(0.9, 0.5, len(boxes)), labels=labels)
+        results.append((dict(), found))
+    interval.figures(whole, results)
+    assert interval.figures(whole, results[1:])['coco/bbox_mAP'] == 1
 
 
 # ---- what is asked for ----

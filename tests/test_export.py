@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
+import mini_dataset
 import numpy as np
 import pytest
 import small
@@ -381,40 +381,89 @@ def run(tool, *args, cwd):
     )
 
 
-@pytest.mark.slow
-def test_the_commands_test_a_file_like_a_checkpoint(mini_coco, tmp_path):
-    """The same figures of COCO's evaluation, with pictures of different sizes."""
-    data = tmp_path / 'data'
-    shutil.copytree(mini_coco, data)
-    cfg = small.detector_config(data, tmp_path / 'work')
+def detection_files(folder):
+    """Config of a trained detector and its checkpoint; pictures of different sizes."""
+    mini_dataset.write_coco(folder / 'data', num_train=6, num_val=4, size=(64, 64), seed=0)
+    cfg = small.detector_config(folder / 'data', folder / 'work')
     resize = dict(type='RandomChoiceResize', scales=[(64, 64), (96, 64), (128, 96)], keep_ratio=False)
     cfg.test_dataloader.dataset.pipeline = [
         resize if step.type == 'Resize' else step for step in cfg.test_dataloader.dataset.pipeline
     ]
     cfg.test_dataloader.batch_size = 1
     cfg.model.test_cfg.score_thr = 0.0
-    cfg.dump(tmp_path / 'cfg.py')
     with DefaultScope.overwrite_default_scope('mmdet'):
-        runner = Runner.from_cfg(cfg)
-        runner.train()
-    checkpoint, out = tmp_path / 'work' / 'epoch_2.pth', tmp_path / 'net.onnx'
-    done = run('export.py', 'cfg.py', checkpoint, out, '--shape', 64, 96, '--dynamic', cwd=tmp_path)
+        Runner.from_cfg(cfg).train()
+    return cfg, folder / 'work' / 'epoch_2.pth'
+
+
+def untrained(cfg, folder, scope):
+    """A config and a file of weights whose predictions differ from place to place."""
+    model = built(cfg.model, scope)
+    for head in (model.decode_head.conv_seg,) if scope == 'mmseg' else ():
+        torch.nn.init.normal_(head.weight)
+        torch.nn.init.constant_(head.bias, -1000)
+        head.bias.data[[0, 7, 8, 11, 13]] = 0  # the classes of the pictures
+    torch.save(dict(state_dict=model.state_dict()), folder / 'net.pth')
+    return cfg, folder / 'net.pth'
+
+
+def segmentation_files(folder):
+    """Config of a segmentor that slides over its pictures, and weights."""
+    from test_segmentation import segmentor_config
+
+    mini_dataset.write_cityscapes(folder / 'data', num_train=1, num_val=4, size=(64, 64))
+    cfg = segmentor_config(folder / 'data', folder / 'work')
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(48, 48), stride=(32, 32))
+    cfg.model.decode_head.norm_cfg = cfg.model.backbone.norm_cfg = dict(type='BN')
+    cfg.test_evaluator = cfg.test_evaluator[0]
+    return untrained(cfg, folder, 'mmseg')
+
+
+def classification_files(folder):
+    """Config of a classifier and weights."""
+    small.write_cifar(folder / 'data' / 'cifar-10-batches-py')
+    cfg = Config.fromfile(ROOT / 'configs' / 'classification' / 'resnet32_repl_cifar10.py')
+    config.set_data_root(cfg, str(folder / 'data'))
+    return untrained(cfg, folder, 'repl_mm')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('files', 'shape', 'kind', 'figure'),
+    [
+        (detection_files, [64, 96, '--dynamic'], 'images of every size to the dense head', 'coco/bbox_mAP'),
+        (segmentation_files, [48, 48], 'images of 48x48 to the decode head', 'mIoU'),
+        (classification_files, [32, 32], 'images of 32x32 to the classifier', 'accuracy/top1'),
+    ],
+    ids=['detector, sizes differ', 'segmentor that slides', 'classifier'],
+)
+@pytest.mark.parametrize('name', ['net.onnx', 'net.pt2'])
+def test_the_commands_test_a_file_like_a_checkpoint(files, shape, kind, figure, name, tmp_path):
+    """The same figures, to 1e-3, of the config's own evaluation."""
+    cfg, checkpoint = files(tmp_path)
+    cfg.dump(tmp_path / 'cfg.py')
+    done = run('export.py', 'cfg.py', checkpoint, name, '--shape', *shape, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert 'images of every size to the dense head' in done.stdout
-    figures = []
-    for file in (checkpoint, out):
-        done = run('test.py', 'cfg.py', file, '--out', f'{file}.pkl', '--work-dir', tmp_path / 'test', cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
-        figures.append(
-            [
-                line.split('bbox_mAP_copypaste: ')[1].split('  ')[0]
-                for line in done.stdout.splitlines()
-                if 'copypaste: ' in line
-            ]
-        )
-    assert figures[0] == figures[1] and figures[0]
-    done = run('export.py', 'cfg.py', checkpoint, tmp_path / 'net.txt', '--shape', 64, 96, cwd=tmp_path)
+    assert kind in done.stdout
+    done = run('test.py', 'cfg.py', checkpoint, '--against', name, '--work-dir', 'test', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    (values,) = ([float(word.strip('[],')) for word in row[1:]] for row in rows if row and row[0] == figure)
+    first, second, difference, low, high = values
+    assert first > 0 and first == pytest.approx(second, abs=1e-3)
+    assert (difference, low, high) == pytest.approx((0, 0, 0), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_files_that_are_none_end_in_one_line(tmp_path):
+    cfg, checkpoint = classification_files(tmp_path)
+    cfg.dump(tmp_path / 'cfg.py')
+    done = run('export.py', 'cfg.py', checkpoint, tmp_path / 'net.txt', '--shape', 32, 32, cwd=tmp_path)
     assert done.returncode == 1 and 'ends with .onnx or .pt2' in done.stderr.splitlines()[-1]
+    done = run('test.py', 'cfg.py', checkpoint, '--against', 'none.onnx', cwd=tmp_path)
+    assert done.returncode == 1 and "'none.onnx': no such file" in done.stderr.splitlines()[-1]
+    done = run('test.py', 'cfg.py', checkpoint, '--against', 'none.onnx', '--out', 'a.pkl', cwd=tmp_path)
+    assert done.returncode == 2 and '--against: expected without --out' in done.stderr.splitlines()[-1]
 
 
 def test_the_script_of_the_docs_finds_what_inference_detector_finds(tmp_path):

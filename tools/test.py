@@ -1,4 +1,7 @@
-"""Test a checkpoint of a config's model, or a file that tools/export.py wrote from it, with or without RepL."""
+"""Test a checkpoint of a config's model, or a file that tools/export.py wrote from it, with or without RepL.
+
+With --against a second one is tested, and the differences are printed with their intervals over the images.
+"""
 
 from _common import (
     build_runner,
@@ -12,6 +15,7 @@ from _common import (
 from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
 
+from repl_mm.comparison.interval import KeepResults, difference_table, differences
 from repl_mm.data_checks import evaluators, inner_datasets
 from repl_mm.deployment import open_file, serve
 from repl_mm.deployment.serving import SUFFIXES
@@ -21,6 +25,7 @@ from repl_mm.hook import unwrapped
 def parse_args():
     parser = make_parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint, or an exported .onnx or .pt2 file')
+    parser.add_argument('--against', metavar='FILE', help='another checkpoint or exported file of the same config')
     parser.add_argument(
         '--out', help='dump the predictions: a .pkl file, for mmseg configs a folder of label maps instead'
     )
@@ -29,6 +34,8 @@ def parse_args():
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image (default: 2)')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, by the config's tta_model")
     args = parser.parse_args()
+    if args.against and (args.out or args.show or args.show_dir or args.launcher != 'none'):
+        parser.error('--against: expected without --out, --show, --show-dir and --launcher')
     return args
 
 
@@ -70,12 +77,26 @@ def keep_label_maps(cfg, folder):
     (official or metrics)[0].update(output_dir=folder, keep_results=True)
 
 
+def test(cfg, file, out=None):
+    """Test a file with the config's own loop; return the runner, and for each metric its results image by image."""
+    exported = file.endswith(SUFFIXES)
+    cfg.load_from = None if exported else file
+    check_files(cfg, 'test')
+    runner, keep = build_runner(cfg), KeepResults()
+    if exported:
+        serve(unwrapped(runner.model), open_file(file))
+    if out and cfg.get('default_scope') != 'mmseg':
+        kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+        runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=out)))
+    runner.register_hook(keep)
+    runner.test()
+    return runner, keep.results
+
+
 def main():
     args = parse_args()
     cfg = load_config(args)
     scope = cfg.get('default_scope')
-    exported = args.checkpoint.endswith(SUFFIXES)
-    cfg.load_from = None if exported else args.checkpoint
     if args.show or args.show_dir:
         enable_visualization(cfg, args)
     if args.out and scope == 'mmseg':
@@ -84,15 +105,12 @@ def main():
         stop(f"--out '{args.out}': expected a file name that ends with .pkl or .pickle")
     if args.tta:
         enable_tta(cfg)
-    check_files(cfg, 'test')
     with one_line_errors():
-        runner = build_runner(cfg)
-        if exported:
-            serve(unwrapped(runner.model), open_file(args.checkpoint))
-        if args.out and scope != 'mmseg':
-            kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
-            runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
-        runner.test()
+        runner, results = test(cfg, args.checkpoint, args.out)
+        if args.against:
+            _, others = test(cfg, args.against)
+            for metric, one, other in zip(runner.test_evaluator.metrics, results, others, strict=True):
+                print(difference_table(differences(metric, one, other)))
     end_process_group()
 
 
