@@ -381,11 +381,11 @@ def run(tool, *args, cwd):
     )
 
 
-def detection_files(folder):
+def detection_files(folder, scales=((64, 64), (96, 64), (128, 96))):
     """Config of a trained detector and its checkpoint; pictures of different sizes."""
-    mini_dataset.write_coco(folder / 'data', num_train=6, num_val=4, size=(64, 64), seed=0)
-    cfg = small.detector_config(folder / 'data', folder / 'work')
-    resize = dict(type='RandomChoiceResize', scales=[(64, 64), (96, 64), (128, 96)], keep_ratio=False)
+    mini_dataset.write_coco(folder / 'data' / 'mini', num_train=6, num_val=4, size=(64, 64), seed=0)
+    cfg = small.detector_config(folder / 'data' / 'mini', folder / 'work')
+    resize = dict(type='RandomChoiceResize', scales=list(scales), keep_ratio=False)
     cfg.test_dataloader.dataset.pipeline = [
         resize if step.type == 'Resize' else step for step in cfg.test_dataloader.dataset.pipeline
     ]
@@ -464,6 +464,34 @@ def test_files_that_are_none_end_in_one_line(tmp_path):
     assert done.returncode == 1 and "'none.onnx': no such file" in done.stderr.splitlines()[-1]
     done = run('test.py', 'cfg.py', checkpoint, '--against', 'none.onnx', '--out', 'a.pkl', cwd=tmp_path)
     assert done.returncode == 2 and '--against: expected without --out' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_docs_run_as_they_stand_there(tmp_path):
+    """All but the first, whose network and pictures are small ones here."""
+    page = (ROOT / 'docs' / 'deployment.md').read_text()
+    first, *commands = page.split('```bash\n')[1].split('```')[0].splitlines()
+    assert first.startswith('make demo')
+    cfg, checkpoint = detection_files(tmp_path, scales=[(64, 64)])
+    demo = tmp_path / 'work_dirs' / 'demo' / 'detection'
+    (demo / 'train').mkdir(parents=True)
+    checkpoint.rename(demo / 'train' / 'epoch_9.pth')
+    cfg.dump(demo / 'config.py')
+    (tmp_path / 'serve.py').write_text(page.split('```python\n# serve.py\n')[1].split('```')[0])
+    (tmp_path / 'tools').symlink_to(ROOT / 'tools')
+    env = dict(os.environ, PYTHONPATH=str(ROOT), PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+    script = '\n'.join(['set -e', *commands])
+    done = subprocess.run(['bash', '-c', script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count('bbox_mAP_copypaste') >= 2
+    assert {path.name for path in demo.iterdir()} >= {
+        'merged.pth',
+        'merged.py',
+        'net.onnx',
+        'int8.onnx',
+        'served.onnx',
+    }
+    assert (tmp_path / 'boxes.png').exists()
 
 
 def test_the_script_of_the_docs_finds_what_inference_detector_finds(tmp_path):

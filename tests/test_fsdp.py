@@ -61,6 +61,19 @@ def test_fully_shard(name, units, mesh):
         assert [step(backbone, optimizer) for _ in range(2)] == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize('name', BORROWING)
+def test_a_merged_network_is_sharded_block_by_block(name, mesh):
+    """As the stock one is: nothing is borrowed any more."""
+    whole, backbone = (repl_mm.merge(build(name)).train() for _ in range(2))
+    optimizer = torch.optim.SGD(whole.parameters(), 0.05)
+    wanted = [step(whole, optimizer) for _ in range(2)]
+    for unit in UNITS['blocks'](backbone):
+        fully_shard(unit, mesh=mesh)
+    fully_shard(backbone, mesh=mesh)
+    optimizer = torch.optim.SGD(backbone.parameters(), 0.05)
+    assert [step(backbone, optimizer) for _ in range(2)] == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize('name', REPLACE)
 def test_the_plan_goes_through_distributed_checkpoints(name, mesh):
     state = get_model_state_dict(build(name))

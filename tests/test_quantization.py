@@ -38,20 +38,27 @@ def optimized(path, folder):
     return collections.Counter(node.op_type for node in onnx.load(folder / 'optimized.onnx').graph.node)
 
 
+def mit():
+    """A segmentor with a MiT, of which one layer is replaced."""
+    backbone = dict(small.TRANSFORMERS['mit'], type='RepLMixVisionTransformer', replace=dict(slots=[(1, 1)]))
+    return test_export.segmentor(backbone=backbone, decode_head=dict(test_export.SEG_HEAD, in_channels=32))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('which', ['detector', 'half', 'segmentor', 'classifier'])
-def test_all_convolutions_are_integer_ones(which, tmp_path):
-    model, size = test_export.make(which), 32 if which == 'classifier' else 64
+@pytest.mark.parametrize('which', ['detector', 'half', 'segmentor', 'classifier', 'swin', 'mit'])
+def test_all_convolutions_and_products_are_integer_ones(which, tmp_path):
+    model, size = mit() if which == 'mit' else test_export.make(which), 32 if which == 'classifier' else 64
     record = export(model, tmp_path / 'net.onnx', (size, size))
     torch.manual_seed(0)
     quantize(tmp_path / 'net.onnx', tmp_path / 'int8.onnx', [torch.randn(2, 3, size, size) for _ in range(4)])
     found = optimized(tmp_path / 'int8.onnx', tmp_path)
-    assert not FLOATING & found.keys() and found['QLinearConv'] > 15
+    assert not FLOATING & found.keys() and found['QLinearConv'] + found['QLinearMatMul'] > 15
     assert optimized(tmp_path / 'net.onnx', tmp_path).keys() & FLOATING  # they are told apart
     images = torch.randn(2, 3, size, size)
     wanted, file = open_file(tmp_path / 'net.onnx').run(images), open_file(tmp_path / 'int8.onnx')
     for output, exact in zip(file.run(images), wanted, strict=True):
-        assert (output - exact).norm() < 0.1 * exact.norm()
+        bound = 0.15 if which in ('swin', 'mit') else 0.1  # with weights of chance; attention rounds more
+        assert (output - exact).norm() < bound * exact.norm()
     assert file.record == dict(record, int8=True)
 
 

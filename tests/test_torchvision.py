@@ -6,7 +6,7 @@ installed, and this file is left out; tests/foreign.py stands in for them there.
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch.utils._pytree import tree_leaves
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 import repl_mm
 from repl_mm import config, data_checks
+from repl_mm.deployment import export, open_file, serve
 from repl_mm.reading import read_checkpoint
 
 torchvision = pytest.importorskip('torchvision', reason='STACK=torchvision has it', exc_type=ImportError)
@@ -147,3 +148,28 @@ def test_a_detector_on_mmpretrains_backbone():
     outputs = detector.extract_feat(torch.randn(1, 3, 64, 64))
     sum(out.mean() for out in outputs).backward()
     assert len(repl_mm.plan_of(detector.backbone).slots) == 4
+
+
+@pytest.mark.parametrize('end2end', [False, True])
+def test_a_classifier_of_mmpretrain_leaves_as_a_file(end2end, tmp_path):
+    """Up to its logits, with which its own head predicts, or up to the probabilities."""
+    cfg = dict(
+        type='ImageClassifier',
+        data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True, num_classes=7),
+        backbone=dict(type='RepLResNet', depth=18, replace=dict()),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=7, in_channels=512, topk=(1,)),
+    )
+    model, other = (config.build(ConfigDict(cfg), 'mmpretrain') for _ in range(2))
+    for net in (model, other):
+        net.eval()
+    record = export(model, tmp_path / 'net.onnx', (64, 64), end2end=end2end)
+    assert record['kind'] == 'classifier' and record['preprocessing']['bgr_to_rgb'] is True
+    images = torch.randn(2, 3, 64, 64)
+    wanted = torch.stack([sample.pred_score for sample in model(images, mode='predict')])
+    if end2end:
+        (found,) = open_file(tmp_path / 'net.onnx').run(images)
+    else:
+        serve(other, open_file(tmp_path / 'net.onnx'))
+        found = torch.stack([sample.pred_score for sample in other(images, mode='predict')])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

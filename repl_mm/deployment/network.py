@@ -51,7 +51,7 @@ class Network(nn.Module):
 
 
 def find_network(model: nn.Module) -> Network:
-    """The network of a model of mmdet, of mmseg, or of our own classification.
+    """The network of a model of mmdet, of mmseg, of mmpretrain, or of our own classification.
 
     Raises:
         TypeError: The model is of another kind.
@@ -62,7 +62,8 @@ def find_network(model: nn.Module) -> Network:
     if not (has_backbone and callable(getattr(model, 'extract_feat', None))):
         raise TypeError(
             f'a {type(model).__name__} has no network that is known here: expected a detector of mmdet with one '
-            'backbone (of a teacher with a student, one of them), a segmentor of mmseg or a repl_mm.ImageClassifier'
+            'backbone (of a teacher with a student, one of them), a segmentor of mmseg, or a classifier of mmpretrain '
+            'or of repl_mm'
         )
     if _is(model, 'mmdet.models.detectors.single_stage', 'SingleStageDetector') and _predicts_by_forward(
         getattr(model, 'bbox_head', None), 'mmdet.models.dense_heads.base_dense_head', 'BaseDenseHead'
@@ -72,6 +73,10 @@ def find_network(model: nn.Module) -> Network:
         model.decode_head, 'mmseg.models.decode_heads.decode_head', 'BaseDecodeHead'
     ):
         return Network(model, SEGMENTOR, lambda images: model.decode_head(model.extract_feat(images)))
+    if _is(model, 'mmpretrain.models.classifiers.image', 'ImageClassifier') and _predicts_by_forward(
+        model.head, 'mmpretrain.models.heads.cls_head', 'ClsHead'
+    ):
+        return Network(model, CLASSIFIER, lambda images: model.head(model.extract_feat(images)))
     return Network(model, FEATURES, model.extract_feat)
 
 
@@ -86,14 +91,14 @@ def _is(thing: object, module: str, name: str) -> bool:
 
 
 def _predicts_by_forward(head: nn.Module, module: str, name: str) -> bool:
-    """Whether a head predicts as its base class does: ``predict_by_feat`` of what ``forward`` gives for features."""
+    """Whether a head predicts as its base class does: from what ``forward`` gives for features."""
     return _is(head, module, name) and type(head).predict is _base(module, name).predict
 
 
 def describe(model: nn.Module) -> str:
     """Say what a model is and how many classes it tells apart; to see whether a file belongs to a config."""
-    head = next((getattr(model, name) for name in ('bbox_head', 'decode_head') if hasattr(model, name)), None)
+    head = next((getattr(model, name) for name in ('bbox_head', 'decode_head', 'head') if hasattr(model, name)), None)
     head = getattr(getattr(model, 'roi_head', None), 'bbox_head', head)
     head = head[-1] if isinstance(head, nn.ModuleList) else head
-    count = getattr(head, 'num_classes', None) or getattr(getattr(model, 'head', None), 'out_features', None)
+    count = getattr(head, 'num_classes', None) or getattr(head, 'out_features', None)
     return type(model).__name__ + ('' if count is None else f' of {count} classes')

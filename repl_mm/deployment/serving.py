@@ -175,11 +175,11 @@ def serve(model: nn.Module, file: ServedFile) -> None:
     model.backbone = Served(file)
     if getattr(model, 'neck', None) is not None:
         model.neck = nn.Identity()
-    heads = {DENSE: 'bbox_head', SEGMENTOR: 'decode_head'}
-    if kind in heads:
-        specialize(getattr(model, heads[kind]), _Given)
-    elif kind == CLASSIFIER:
+    heads = {DENSE: 'bbox_head', SEGMENTOR: 'decode_head', CLASSIFIER: 'head'}
+    if callable(getattr(model, 'classify', None)):  # our own classifier
         specialize(model, _Classified)
+    elif kind in heads:
+        specialize(getattr(model, heads[kind]), _Given)
 
 
 def rest_file(path: Path) -> Path:
