@@ -25,7 +25,6 @@ from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from torch import nn
 
 from .config import (
-    WEIGHTS,
     build,
     find_backbones,
     has_repl_type,
@@ -35,6 +34,7 @@ from .config import (
     stock_type,
     with_backbones,
     without_objects,
+    without_weights,
 )
 from .inputs import ImageInput
 from .non_reentrant import is_non_reentrant, make_all_non_reentrant
@@ -235,7 +235,7 @@ def build_backbones(arm: Arm, cfg: Config) -> list[tuple[nn.Module, ImageInput]]
         node = model
         for key in path:
             node = node[key]
-        node = {key: value for key, value in node.items() if key not in WEIGHTS}
+        node = without_weights(node)
         backbone = build(node, cfg.get('default_scope'))
         for switch in arm.switches:
             _switch_on(switch, backbone)

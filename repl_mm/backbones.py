@@ -18,10 +18,11 @@ from importlib.util import find_spec
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope, Registry
 
+from .config import without_weights
 from .families import FAMILIES
 from .families.contract import Family, check_family
 from .plan import PlanError
-from .registry import MODELS, PACKAGES, WEIGHTS, register, with_every_package
+from .registry import MODELS, PACKAGES, register, with_every_package
 from .surgery import apply_repl, check_keys
 
 
@@ -104,9 +105,9 @@ def _stock_settings(cls: type, args: tuple, kwargs: dict) -> dict | None:
     if len(args) > len(names):
         return None
     settings = {**dict(zip(names, args, strict=False)), **kwargs}
-    settings = {key: value for key, value in settings.items() if key not in WEIGHTS}
+    settings = without_weights(dict(type=cls, **settings))
     scope = _current_scope()
-    return dict(type=cls, **copy.deepcopy(settings), **({} if scope is None else dict(_scope_=scope)))
+    return dict(copy.deepcopy(settings), **({} if scope is None else dict(_scope_=scope)))
 
 
 def _builder(name: str, scope: str | None = None) -> Callable:

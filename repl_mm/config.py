@@ -329,8 +329,17 @@ def _package(backbone: dict) -> str:
 
 def stock_config(backbone: dict) -> dict:
     """Return the config of the stock backbone: the same keys without ``replace``, the stock type, no weights."""
-    cfg = {key: value for key, value in backbone.items() if key not in ('replace', *WEIGHTS)}
+    cfg = {key: value for key, value in without_weights(backbone).items() if key != 'replace'}
     return dict(cfg, type=stock_type(cfg))
+
+
+def without_weights(backbone: dict) -> dict:
+    """Return the config of a backbone without what says where its weights come from.
+
+    mmseg's ``TIMMBackbone`` would fetch weights by default: there, ``pretrained`` is False.
+    """
+    cfg = {key: value for key, value in backbone.items() if key not in WEIGHTS}
+    return dict(cfg, pretrained=False) if type_name(cfg).endswith('TIMMBackbone') else cfg
 
 
 def repl_config(backbone: dict, **replace: Any) -> dict:

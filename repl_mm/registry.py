@@ -17,7 +17,8 @@ from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry, root
 
 PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')  # scopes with stock backbones, and with RepL types of their own
-WEIGHTS = ('init_cfg', 'pretrained')  # settings of a backbone that say where its weights come from
+# settings of a backbone that say where its weights come from
+WEIGHTS = ('init_cfg', 'pretrained', 'checkpoint_path')
 
 
 def _child(parent: Registry, *locations: str) -> Registry:

@@ -1,5 +1,7 @@
 """Small backbones that have the class names of served ones, and the structure that other packages give these classes.
 
+Some are served, others are not.
+
 timm, torchvision and mmpretrain cannot be installed beside what is tested: what stands here has the attributes of
 theirs, as far as RepL could ask for them, and runs.
 """
@@ -281,9 +283,8 @@ def mmpretrain_twins(name: str) -> nn.Module:
     return type(name, (nn.Module,), dict(__init__=init, forward=forward))()
 
 
+FIT = {'timm ViT': timm_vit, 'timm Swin': timm_swin}
 UNFIT = {
-    'timm ViT': timm_vit,
-    'timm Swin': timm_swin,
     'timm PVTv2': timm_pvtv2,
     'torchvision ViT': torchvision_vit,
     'torchvision Swin': torchvision_swin,

@@ -1,6 +1,7 @@
 """Small backbones of all families, and a small detector on a few pictures, for tests of what RepL has to survive."""
 
 import pickle
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmdet
@@ -71,6 +72,82 @@ MANY_BLOCKS = {
     'mscan': MSCAN,
     'ddrnet': dict(DUAL, type='DDRNet'),
 }
+
+# of mmpretrain, and of timm within it
+CONVNEXT = dict(
+    _scope_='mmpretrain', type='ConvNeXt', arch=dict(depths=[2, 3, 4, 2], channels=[8, 16, 16, 32]), out_indices=[0, 3]
+)
+CONVNEXT |= dict(gap_before_final_norm=False, layer_scale_init_value=0.5)
+LAYERS = dict(embed_dims=16, num_layers=6, num_heads=2, feedforward_channels=64)
+TIMM = dict(_scope_='mmpretrain', type='TIMMBackbone')
+MMPRETRAIN = {
+    'convnext': CONVNEXT,
+    'convnext v2': dict(CONVNEXT, use_grn=True, layer_scale_init_value=0.0, drop_path_rate=0.1, linear_pw_conv=False),
+    'convnext frozen': dict(CONVNEXT, frozen_stages=2, with_cp=True),
+    'poolformer': dict(
+        _scope_='mmpretrain',
+        type='PoolFormer',
+        arch=dict(layers=[2, 3, 4, 2], embed_dims=[8, 16, 24, 32], layer_scale_init_value=0.5),
+        out_indices=[0, 2, 4, 6],
+        drop_rate=0.1,
+        frozen_stages=1,
+    ),
+    'mmpretrain vit': dict(
+        _scope_='mmpretrain',
+        type='VisionTransformer',
+        arch=LAYERS,
+        img_size=64,
+        out_type='featmap',
+        layer_scale_init_value=0.5,
+    ),
+    'mmpretrain swin': dict(
+        _scope_='mmpretrain',
+        type='SwinTransformer',
+        arch=dict(embed_dims=8, depths=[2, 2, 4, 2], num_heads=[1, 2, 2, 4]),
+        img_size=64,
+        window_size=4,
+        pad_small_map=True,
+        out_indices=(0, 1, 2, 3),
+    ),
+    'mmpretrain r50': dict(PLAIN_R50, _scope_='mmpretrain'),
+    'timm resnet': dict(TIMM, model_name='resnet26', features_only=True, in_channels=3),
+    'timm vit': dict(TIMM, model_name='deit_tiny_patch16_224', img_size=64, embed_dim=16, depth=6, num_heads=2),
+    'timm vit features': dict(
+        TIMM, model_name='vit_tiny_patch16_224', features_only=True, img_size=64, embed_dim=16, num_heads=2
+    ),
+    'timm dinov2': dict(
+        TIMM,
+        model_name='vit_small_patch14_dinov2',
+        img_size=64,
+        patch_size=16,
+        embed_dim=16,
+        depth=6,
+        num_heads=2,
+        drop_path_rate=0.1,
+    ),
+    'timm dinov3': dict(
+        TIMM, model_name='vit_small_patch16_dinov3', img_size=64, embed_dim=32, depth=6, num_heads=2, init_values=0.5
+    ),
+    'timm swin': dict(
+        TIMM,
+        model_name='swin_tiny_patch4_window7_224',
+        features_only=True,
+        img_size=64,
+        window_size=4,
+        embed_dim=8,
+        depths=(2, 2, 4, 2),
+        num_heads=(1, 2, 2, 4),
+    ),
+    'timm convnext': dict(
+        TIMM,
+        model_name='convnext_atto',
+        features_only=True,
+        depths=(2, 3, 4, 2),
+        dims=(8, 16, 16, 32),
+        ls_init_value=0.5,
+    ),
+}
+WITH_MMPRETRAIN = find_spec('mmpretrain') is not None and find_spec('timm') is not None
 
 # name: settings; every served class has a row, and a new family adds its own
 STOCK = {
@@ -149,6 +226,9 @@ STOCK = {
     ),
 }
 
+if WITH_MMPRETRAIN:
+    STOCK |= MMPRETRAIN
+
 # as mmdet trains
 R18, R50 = (dict(STOCK[name], frozen_stages=1, norm_eval=True) for name in ('r18', 'r50'))
 STILL = dict(drop_path_rate=0.0)  # no stochastic depth
@@ -180,7 +260,16 @@ BACKBONES = {
     'mscan': (MSCAN, dict()),
     'ddrnet': (dict(DUAL, type='DDRNet', channels=16), dict()),
 }
-WITHOUT_CP = ('beit', 'pvt', 'yolox', 'rtmdet', 'mscan', 'ddrnet')  # these have no such setting
+if WITH_MMPRETRAIN:
+    BACKBONES |= {
+        'convnext': (CONVNEXT, dict()),
+        'poolformer': (dict(MMPRETRAIN['poolformer'], drop_rate=0.0), dict(operator='full')),
+        'timm_vit': (MMPRETRAIN['timm vit'], dict()),
+        'timm_swin': (dict(MMPRETRAIN['timm swin'], **STILL), dict(operator='mlp')),
+        'timm_convnext': (MMPRETRAIN['timm convnext'], dict(operator='full')),
+    }
+WITHOUT_CP = ('poolformer', 'timm_vit', 'timm_swin', 'timm_convnext')
+WITHOUT_CP += ('beit', 'pvt', 'yolox', 'rtmdet', 'mscan', 'ddrnet')  # these have no such setting
 WITH_CP = [name for name in BACKBONES if name not in WITHOUT_CP]
 
 

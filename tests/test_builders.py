@@ -29,6 +29,7 @@ R18 = STOCK['r18']
 @pytest.fixture
 def mmpretrain():
     """A throwaway registry of the scope 'mmpretrain', whose ResNet and SwinTransformer are its own."""
+    installed = MODELS.children.pop('mmpretrain', None)
     registry = Registry('model', parent=MODELS, scope='mmpretrain', locations=['repl_mm'])
 
     @registry.register_module()
@@ -37,6 +38,8 @@ def mmpretrain():
 
     yield registry
     del MODELS.children['mmpretrain']
+    if installed is not None:
+        MODELS.children['mmpretrain'] = installed
 
 
 def module_of(settings: dict, scope: str) -> str:

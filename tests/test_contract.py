@@ -6,7 +6,7 @@ import foreign
 import pytest
 import torch
 from mmengine.registry import MODELS
-from small import BACKBONES, STOCK, blocks, build, images
+from small import BACKBONES, MMPRETRAIN, STOCK, blocks, build, images
 from torch import nn
 
 import repl_mm
@@ -112,7 +112,7 @@ def test_a_type_that_exists_is_named_and_nothing_is_registered(changes, register
 
 def test_every_served_class_has_a_row_in_the_table():
     served = {name for module in SHIPPED for name in module.BACKBONES}
-    assert served == {settings['type'] for settings in STOCK.values()}
+    assert served == {settings['type'] for settings in (STOCK | MMPRETRAIN).values()}
     assert {settings['type'] for settings, _ in BACKBONES.values()} <= served
 
 
@@ -127,7 +127,36 @@ def test_a_served_name_with_another_structure_is_refused_in_one_line(name):
     assert backbone(foreign.images()).isfinite().all()
 
 
-@pytest.mark.parametrize('replace', [dict(), dict(operator='full'), dict(mode='remove'), dict(mode='own')], ids=str)
+REPLACE = [dict(), dict(operator='full'), dict(mode='remove'), dict(mode='own')]
+
+
+@pytest.mark.parametrize('replace', REPLACE, ids=str)
+@pytest.mark.parametrize('name', foreign.FIT)
+def test_what_is_built_as_timm_builds_it_trains(name, replace):
+    torch.manual_seed(0)
+    backbone = foreign.FIT[name]()
+    assert len(repl_mm.apply_repl(backbone, every=2, **replace).slots) in (2, 3)
+    backbone(foreign.images()).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+    backbone.eval()
+    with torch.no_grad():
+        before = backbone(foreign.images())
+        repl_mm.merge(backbone)
+        torch.testing.assert_close(backbone(foreign.images()), before)
+
+
+def test_norms_behind_attention_are_refused():
+    backbone = foreign.timm_vit()
+    backbone.blocks[2].__class__ = type('ResPostBlock', (foreign.TimmBlock,), {})
+    with pytest.raises(repl_mm.PlanError, match=r'blocks\.2 \(ResPostBlock\) has no norms in front of its attention'):
+        repl_mm.apply_repl(backbone)
+    backbone = foreign.timm_vit()
+    backbone.blocks[3].mlp.norm = nn.LayerNorm(64)
+    with pytest.raises(repl_mm.PlanError, match=r'blocks\.3 \(TimmBlock\) has no mlp without a norm'):
+        repl_mm.apply_repl(backbone)
+
+
+@pytest.mark.parametrize('replace', REPLACE, ids=str)
 @pytest.mark.parametrize('block', [foreign.BasicBlock, foreign.Bottleneck])
 def test_torchvisions_resnet_trains(block, replace):
     torch.manual_seed(0)
@@ -222,10 +251,10 @@ def test_layer_norms_without_weights_are_named():
 
 def test_a_second_family_may_serve_what_does_not_fit_the_first(registered):
     """Of two families with one class name, each serves what is built its way."""
-    unfit = foreign.timm_vit()
+    unfit = foreign.torchvision_vit()
     repl_mm.register_family(family(BACKBONES=('VisionTransformerOther',)))
     FAMILIES[0].BACKBONES = ('VisionTransformer',)
-    FAMILIES[0].misfit = lambda backbone: None if hasattr(backbone, 'blocks') else 'it has no blocks'
+    FAMILIES[0].misfit = lambda backbone: None if hasattr(backbone, 'encoder') else 'it has no encoder'
     assert find_family(unfit) is FAMILIES[0]
     assert find_family(build(STOCK['vit'])) is vit
 

@@ -26,7 +26,7 @@ REPO = Path(__file__).resolve().parents[1]
 BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c', 'cifar')
 NO_FULL = ('dcn', 'resnext dcn', 'attention', 'context', 'svt')
 THOROUGH = ('r18', 'r50', 'with_cp', 'dcn', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid')  # all of REPLACE
-THOROUGH += (*TRANSFORMERS, *MANY_BLOCKS)
+THOROUGH += (*TRANSFORMERS, *MANY_BLOCKS, 'convnext', 'poolformer', 'timm swin', 'timm dinov3')
 QUICK = ('r101', 'r152', 'regnet 800mf')  # big: the default only
 
 REPLACE = {
@@ -55,6 +55,8 @@ REPLACE = {
 def chosen(name, case):
     """Whether to test an entry of REPLACE with a backbone: what exists, and a part of it for most backbones."""
     family = next(family for family in FAMILIES if STOCK[name]['type'] in family.BACKBONES)
+    if hasattr(family, 'inner'):
+        family = find_family(stock(name))
     if REPLACE[case].get('operator', family.OPERATORS[0]) not in family.OPERATORS:
         return False
     if (case == 'conv channel' and name not in BASIC) or ('full' in case and name in NO_FULL):
@@ -62,9 +64,6 @@ def chosen(name, case):
     return (
         case == 'default' or name in THOROUGH or (case in ('conv channel', 'full mix', 'remove') and name not in QUICK)
     )
-
-
-CASES = [pair for pair in itertools.product(STOCK, REPLACE) if chosen(*pair)]
 
 
 def build(settings, **kwargs):
@@ -83,6 +82,9 @@ def build_repl(name, replace):
 def stock(name):
     """The stock backbone; not to be changed."""
     return build(STOCK[name])
+
+
+CASES = [pair for pair in itertools.product(STOCK, REPLACE) if chosen(*pair)]
 
 
 @functools.cache

@@ -4,6 +4,8 @@ Run by hand, ``make test STACK=torchvision ARGS=tests/test_torchvision.py``. In 
 installed, and this file is left out; tests/foreign.py stands in for them there.
 """
 
+import copy
+
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
@@ -28,7 +30,21 @@ BUILT = {
     'timm resnet50': lambda: timm.create_model('resnet50'),
     'timm res2net50': lambda: timm.create_model('res2net50_26w_4s'),
     'timm resnest26d': lambda: timm.create_model('resnest26d'),
+    'timm features of a resnet18': lambda: timm.create_model('resnet18', features_only=True),
+    'timm convnext': lambda: timm.create_model('convnext_atto'),
+    'timm convnext v2': lambda: timm.create_model('convnextv2_atto', output_stride=8),
+    'timm features of a convnext': lambda: timm.create_model('convnext_femto', features_only=True),
+    'timm deit': lambda: timm.create_model('deit_tiny_distilled_patch16_224', img_size=64),
+    'timm dinov2 with registers': lambda: timm.create_model('vit_small_patch14_reg4_dinov2', img_size=56, depth=6),
+    'timm dinov3': lambda: timm.create_model('vit_small_patch16_dinov3_qkvb', depth=6),
+    'timm eva': lambda: timm.create_model('eva02_tiny_patch14_224', img_size=56, depth=6, swiglu_mlp=False),
+    'timm swin': lambda: timm.create_model('swin_tiny_patch4_window7_224', img_size=64),
+    'timm features of a swin': lambda: timm.create_model(
+        'swin_tiny_patch4_window7_224', img_size=64, features_only=True
+    ),
+    'timm features of a vit': lambda: timm.create_model('vit_tiny_patch16_224', img_size=64, features_only=True),
 }
+SIZES = {'timm dinov2 with registers': 56, 'timm eva': 56}
 # what a config says, and the package's own class
 TYPES = {
     'ResNet': dict(depth=18),
@@ -39,14 +55,17 @@ TYPES = {
     'RegNet': dict(arch='regnetx_400mf'),
     'VisionTransformer': dict(arch='deit-t', img_size=64),
     'SwinTransformer': dict(arch='tiny', img_size=64, pad_small_map=True),
+    'ConvNeXt': dict(arch='atto'),
+    'PoolFormer': dict(arch='s12'),
+    'TIMMBackbone': dict(model_name='convnext_atto', features_only=True),
 }
 
 
-def step(net):
+def step(net, size=64):
     """Run forward and backward on small images; every parameter of a computing layer gets a gradient."""
     torch.manual_seed(0)
     net.train()
-    sum(out.float().square().mean() for out in tree_leaves(net(torch.randn(2, 3, 64, 64)))).backward()
+    sum(out.float().square().mean() for out in tree_leaves(net(torch.randn(2, 3, size, size)))).backward()
     layers = list(repl_mm.computing_layers(net))
     assert len(layers) == len(repl_mm.plan_of(net).slots) > 0
     for name, layer in layers:
@@ -54,14 +73,31 @@ def step(net):
 
 
 @pytest.mark.parametrize('name', BUILT)
-def test_a_resnet_that_others_built(name):
+def test_what_others_built(name):
     stock, net = BUILT[name](), BUILT[name]()
     repl_mm.apply_repl(net)
     report = net.load_state_dict(stock.state_dict())  # the strict way: what is replaced is dropped
     assert not report.missing_keys and not report.unexpected_keys
     for key, value in net.state_dict().items():
         assert '.repl.' in key or key == 'repl_plan' or torch.equal(value, stock.state_dict()[key]), key
-    step(net)
+    step(net, SIZES.get(name, 64))
+
+
+@pytest.mark.parametrize('name', BUILT)
+def test_without_the_blocks_it_is_the_stock_network_without_them(name):
+    """Control: the stock network, whose blocks give what they are given."""
+    stock = BUILT[name]()
+    net = copy.deepcopy(stock)
+    plan = repl_mm.apply_repl(net, mode='remove')
+    names = {id(module): key for key, module in net.named_modules()}
+    for _, layer in repl_mm.computing_layers(net):
+        stock.get_submodule(names[id(layer)]).forward = lambda x, **others: x
+    x = torch.randn(1, 3, SIZES.get(name, 64), SIZES.get(name, 64))
+    stock.eval(), net.eval()
+    with torch.no_grad():
+        for one, other in zip(tree_leaves(net(x)), tree_leaves(stock(x)), strict=True):
+            torch.testing.assert_close(one, other)
+    assert plan.slots
 
 
 @pytest.mark.parametrize('name', TYPES)
@@ -77,8 +113,14 @@ def test_the_types_of_mmpretrain(scope, name):
 @pytest.mark.parametrize(
     'build',
     [
-        lambda: timm.create_model('vit_tiny_patch16_224', img_size=64),
-        lambda: timm.create_model('swin_tiny_patch4_window7_224'),
+        lambda: timm.create_model(
+            'vit_tiny_patch16_224', img_size=64, block_fn=timm.models.vision_transformer.ResPostBlock
+        ),
+        lambda: timm.create_model('vit_small_patch16_dinov3', swiglu_mlp=True, depth=6),
+        lambda: timm.create_model('vit_tiny_patch16_224', mlp_layer=timm.layers.SwiGLUPacked),
+        lambda: timm.create_model('convnext_atto', norm_layer='rmsnorm'),
+        lambda: timm.create_model('efficientnet_b0'),
+        lambda: timm.create_model('swinv2_tiny_window8_256', features_only=True),
         lambda: torchvision.models.vit_b_16(image_size=64),
         lambda: torchvision.models.swin_t(),
         lambda: torchvision.models.regnet_y_400mf(),
@@ -136,6 +178,38 @@ def test_what_mmpretrain_downloads_itself_is_not_missing():
     cfg.train_dataloader.dataset.download = False
     with pytest.raises(data_checks.DataError, match='dataset not found'):
         data_checks.check_data(cfg, 'train')
+
+
+@pytest.mark.parametrize(
+    ('package', 'name'),
+    [
+        ('mmdet', 'convnext_atto'),
+        ('mmdet', 'resnet26'),
+        ('mmseg', 'convnext_atto'),
+        ('mmseg', 'swin_tiny_patch4_window7_224'),
+    ],
+)
+def test_a_timm_backbone_of_a_config(package, name):
+    """mmdet has no TIMMBackbone of its own and takes mmpretrain's; mmseg's would fetch weights by default."""
+    prefix = 'mmpretrain.' if package == 'mmdet' else ''
+    settings = dict(type=f'{prefix}RepLTIMMBackbone', model_name=name, features_only=True, pretrained=False)
+    net = config.build(settings, package)
+    assert len(repl_mm.plan_of(net).slots) == len(list(repl_mm.computing_layers(net))) > 0
+    assert all(key.startswith('timm_model.') or key == 'repl_plan' for key in net.state_dict())
+    assert net.repl_stock['pretrained'] is False
+    twin = config.build(net.repl_stock, package)
+    assert type(twin) is type(net) and repl_mm.plan_of(twin) is None
+    net.init_weights()
+    report = net.load_state_dict(twin.state_dict())
+    assert not report.missing_keys and not report.unexpected_keys
+    stock = config.stock_config(dict(settings, replace=dict(every=2)))
+    assert stock == dict(type=f'{prefix}TIMMBackbone', model_name=name, features_only=True, pretrained=False)
+
+
+def test_a_timm_network_that_nothing_serves_is_refused_in_one_line():
+    with pytest.raises(repl_mm.PlanError, match='does not know the backbone PoolingVisionTransformer') as raised:
+        config.build(dict(type='mmpretrain.RepLTIMMBackbone', model_name='pit_ti_224'), 'mmdet')
+    assert '\n' not in str(raised.value)
 
 
 def test_a_detector_on_mmpretrains_backbone():

@@ -10,6 +10,7 @@ from .base import ComputingLayer, recomputed
 from .borrowing import BorrowError, dotted, is_sharded, tensor_of
 from .full import FullComputingLayer
 from .half import HalfComputingLayer
+from .map_mlp import MapMLPComputingLayer
 from .merged import MergedLayer
 from .patch import PatchComputingLayer
 from .residual import ResidualComputingLayer
@@ -20,6 +21,7 @@ __all__ = [
     'ComputingLayer',
     'FullComputingLayer',
     'HalfComputingLayer',
+    'MapMLPComputingLayer',
     'MergedLayer',
     'PatchComputingLayer',
     'ResidualComputingLayer',

@@ -63,7 +63,7 @@ class MergedTransformer(MergedLayer):
         drop (nn.Module): Dropout and stochastic depth.
 
     Shape: ``(N, L, C)`` to the same; ``(H, W)`` with ``H * W == L``, as one argument or as two, is needed for
-    ``spatial``.
+    ``spatial``. Without ``spatial`` also ``(N, H, W, C)``.
     """
 
     def __init__(self, modules: dict[str, nn.Module], drop: nn.Module):
@@ -71,7 +71,7 @@ class MergedTransformer(MergedLayer):
         self.repl = nn.ModuleDict(modules)
         self.drop = drop
 
-    def forward(self, x: Tensor, hw_shape=None, width: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, hw_shape=None, width: int | None = None, **attention) -> Tensor:
         y = self.repl['norm'](x)
         hidden = self.repl['fc1'](y)
         if 'spatial' in self.repl:
@@ -79,8 +79,35 @@ class MergedTransformer(MergedLayer):
             hidden = self.repl['spatial'](hidden.transpose(1, 2).unflatten(2, shape)).flatten(2).transpose(1, 2)
         out = self.repl['fc2'](self.repl['activation'](hidden))
         if 'value' in self.repl:
-            out = out + self.repl['proj'](self.repl['value'](y.mean(1, keepdim=True)))
+            out = out + self.repl['proj'](self.repl['value'](mean_token(y)))
         return x + self.drop(out)
+
+
+class MergedMapMLP(MergedLayer):
+    """``x + drop(fc2(activation(fc1(norm(spatial(x))))))``, the linear layers on channels last.
+
+    Args:
+        modules (dict[str, nn.Module]): Perhaps ``spatial`` (depthwise), ``norm``, ``fc1``, ``activation``, ``fc2``.
+        drop (nn.Module): Stochastic depth.
+
+    Shape: ``(N, C, H, W)`` to the same.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], drop: nn.Module):
+        super().__init__()
+        self.repl = nn.ModuleDict(modules)
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.repl['spatial'](x) if 'spatial' in self.repl else x
+        y = self.repl['norm'](y.permute(0, 2, 3, 1))
+        y = self.repl['fc2'](self.repl['activation'](self.repl['fc1'](y)))
+        return x + self.drop(y.permute(0, 3, 1, 2))
+
+
+def mean_token(x: Tensor) -> Tensor:
+    """Return the mean of tokens ``(N, ..., C)`` over all dimensions between, which become of size 1."""
+    return x.mean(tuple(range(1, x.dim() - 1)), keepdim=True)
 
 
 class MergedBlock(MergedLayer):

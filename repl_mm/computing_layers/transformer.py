@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import ComputingLayer
-from .merged import MergedTransformer, plain_conv, plain_linear
+from .merged import MergedTransformer, mean_token, plain_conv, plain_linear
 
 
 class TransformerComputingLayer(ComputingLayer):
@@ -27,7 +27,7 @@ class TransformerComputingLayer(ComputingLayer):
         eps (float): Of the norm.
 
     Shape: ``(N, L, C)`` to the same; ``(H, W)`` with ``H * W == L``, as one argument or as two, is needed for
-    ``spatial``.
+    ``spatial``. Without ``spatial`` also ``(N, H, W, C)``.
     """
 
     def __init__(self, syntheses, neighbours, neighbour_weights, detach, activation, drop, eps):
@@ -45,7 +45,7 @@ class TransformerComputingLayer(ComputingLayer):
             hidden = depthwise(hidden, weights['spatial'][0], hw_shape)
         out = F.linear(self.activation(hidden), *weights['fc2'])
         if 'value' in weights:
-            mean = x.mean(1, keepdim=True)
+            mean = mean_token(x)
             out = out + F.linear(linear(mean, weights['value'][0]), *weights['proj'])
         return out
 
@@ -65,7 +65,8 @@ class TransformerComputingLayer(ComputingLayer):
             modules |= dict(value=plain_linear(value[:, :-1], value[:, -1]), proj=plain_linear(*weights['proj']))
         return MergedTransformer(modules, copy.deepcopy(self.drop))
 
-    def compute(self, x: Tensor, hw_shape=None, width: int | None = None) -> Tensor:
+    def compute(self, x: Tensor, hw_shape=None, width: int | None = None, **attention) -> Tensor:
+        """What else a layer is called with (a mask, rotations of positions) is for attention, which is not here."""
         hw_shape = hw_shape if width is None else (hw_shape, width)
         return x + self.drop(self.with_weights(self.branch, x, hw_shape))
 

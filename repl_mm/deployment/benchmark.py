@@ -14,7 +14,7 @@ from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 
 from ..arms import Arm, arm_config
-from ..config import WEIGHTS, build, with_backbones
+from ..config import build, with_backbones, without_weights
 from ..merging import merge
 from ..surgery import repl_backbones
 from .network import Network, find_network
@@ -29,7 +29,7 @@ def build_network(arm: Arm, cfg: Config) -> Network:
     """The network of an arm's whole model, merged, in eval mode; weights as they are initialized at random."""
     model_config = arm_config(arm, cfg).model
     model_config.pop('init_cfg', None)
-    plain = with_backbones(model_config, lambda node: {k: v for k, v in node.items() if k not in WEIGHTS})
+    plain = with_backbones(model_config, without_weights)
     model = build(plain, cfg.get('default_scope'))
     if any(not backbone.repl.merged for _, backbone in repl_backbones(model)):
         merge(model)

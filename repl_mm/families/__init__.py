@@ -4,13 +4,16 @@ A family is a module that has what :class:`repl_mm.families.contract.Family` lis
 one entry in ``FAMILIES``; from outside, :func:`repl_mm.register_family`.
 """
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 from torch import nn
 
 from ..plan import PlanError
-from . import csp, dual, hrnet, inverted, mscan, pyramid, resnet, swin, vit
-from .contract import Family
+from . import convnext, csp, dual, hrnet, inverted, mscan, pyramid, resnet, swin, timm, vit
+from .contract import OPTIONAL, Family
 
-FAMILIES: list[Family] = [resnet, vit, swin, pyramid, hrnet, csp, inverted, mscan, dual]
+FAMILIES: list[Family] = [resnet, vit, swin, pyramid, hrnet, csp, inverted, mscan, dual, convnext, timm]
 
 
 def find_family(backbone: nn.Module) -> Family:
@@ -25,7 +28,9 @@ def find_family(backbone: nn.Module) -> Family:
         for name in names:
             if name in family.REFUSED:
                 raise PlanError(f'RepL cannot replace blocks of {name}: {family.REFUSED[name]}')
-        served = [name for name in names if name in family.BACKBONES]
+        served = [name for name in names if name in (*family.BACKBONES, *getattr(family, 'BUILT', ()))]
+        if served and hasattr(family, 'inner'):
+            return _around(family.inner, find_family(family.inner(backbone)))
         if served:
             try:
                 misfit = family.misfit(backbone)
@@ -39,3 +44,16 @@ def find_family(backbone: nn.Module) -> Family:
         raise PlanError(f'RepL serves {name}, but {cls.__module__}.{cls.__qualname__} is built otherwise: {misfit}')
     served = ', '.join(name for family in FAMILIES for name in family.BACKBONES)
     raise PlanError(f'RepL does not know the backbone {names[0]}: expected one of {served}, or a subclass')
+
+
+def _around(inner: Callable[[nn.Module], nn.Module], family: Family) -> Family:
+    """The family of what is around a network of a family."""
+
+    def of_inner(function: Callable) -> Callable:
+        return lambda backbone: function(inner(backbone))
+
+    names = [name for name in ('misfit', 'stages', 'frozen', 'openers', *OPTIONAL) if hasattr(family, name)]
+    return SimpleNamespace(
+        **{name: getattr(family, name) for name in ('BACKBONES', 'REFUSED', 'OPERATORS', 'DEFAULTS', 'build')},
+        **{name: of_inner(getattr(family, name)) for name in names},
+    )

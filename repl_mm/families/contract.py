@@ -1,6 +1,7 @@
 """What a family of backbones has to say, and the check that it says it."""
 
 import inspect
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -14,7 +15,11 @@ class Family(Protocol):
     """A family of backbones: a module, or any other object, with these names.
 
     It may also have ``branches(backbone)``, the numbers of the stages with which another branch of the network begins
-    (neighbours are of one branch), and ``finish(backbone)``, which is called when all computing layers are in place.
+    (neighbours are of one branch), ``finish(backbone)``, which is called when all computing layers are in place, and
+    ``BUILT``, names of classes that it serves and that no config can name: they are no types.
+
+    What is around a network of another class has ``BACKBONES``, ``REFUSED`` and ``inner(backbone)``, which gives the
+    network: the network's own family serves it.
 
     Attributes:
         BACKBONES (Sequence[str]): Class names of the backbones that it serves; subclasses are served too.
@@ -46,6 +51,7 @@ class Family(Protocol):
 
 FUNCTIONS = dict(misfit=1, stages=1, frozen=1, openers=1, build=3)  # with the number of arguments
 OPTIONAL = ('branches', 'finish')
+AROUND = dict(inner=1)  # all functions of what is around a network of another class
 TABLES = ('BACKBONES', 'REFUSED', 'OPERATORS', 'DEFAULTS')
 
 
@@ -61,15 +67,29 @@ def check_family(family, taken: Container[str] = ()) -> None:
         KeyError: A type for one of its backbones exists already.
     """
     title = f'the family {getattr(family, "__name__", None) or type(family).__name__!r}'
-    missing = [name for name in (*TABLES, *FUNCTIONS) if not hasattr(family, name)]
+    around = hasattr(family, 'inner')
+    functions, tables = (AROUND, TABLES[:2]) if around else (FUNCTIONS, TABLES)
+    missing = [name for name in (*tables, *functions) if not hasattr(family, name)]
     if missing:
         raise TypeError(f'{title} has no {", ".join(missing)}: see repl_mm.families.contract.Family')
-    for name in ('BACKBONES', 'OPERATORS'):
+    for name in {'BACKBONES', 'OPERATORS', 'BUILT'} & {*dir(family)}:
         value = getattr(family, name)
         if not _names(value) or not value or len({*value}) < len(value):
             raise TypeError(f"{title}: {name}={value!r} is not valid: expected a tuple of names, such as ('A', 'B')")
     if not isinstance(family.REFUSED, Mapping) or not _names([*family.REFUSED]) or not all(family.REFUSED.values()):
         raise TypeError(f'{title}: REFUSED={family.REFUSED!r} is not valid: expected a dict of names with reasons')
+    if not around:
+        _check_defaults(family, title)
+    optional = {name: 1 for name in OPTIONAL if hasattr(family, name)}
+    for name, count in (functions | optional).items():
+        _check_function(getattr(family, name), count, f'{title}: {name}')
+    types = [f'RepL{name}' for name in (*family.BACKBONES, *family.REFUSED)]
+    known = [name for i, name in enumerate(types) if name in taken or name in types[:i]]
+    if known:
+        raise KeyError(f'{title}: the type {known[0]!r} exists already')
+
+
+def _check_defaults(family, title: str) -> None:
     defaults = family.DEFAULTS
     if not isinstance(defaults, Mapping) or {*defaults} != {'every', 'ratio', 'fusion'}:
         raise TypeError(f'{title}: DEFAULTS={defaults!r} is not valid: expected every, ratio and fusion')
@@ -79,13 +99,6 @@ def check_family(family, taken: Container[str] = ()) -> None:
         make_plan('any', [3], operators=family.OPERATORS, defaults=defaults)
     except (PlanError, TypeError, KeyError, AttributeError) as error:
         raise TypeError(f'{title}: DEFAULTS={defaults!r} is not valid: {error!r}') from None
-    optional = {name: 1 for name in OPTIONAL if hasattr(family, name)}
-    for name, count in (FUNCTIONS | optional).items():
-        _check_function(getattr(family, name), count, f'{title}: {name}')
-    types = [f'RepL{name}' for name in (*family.BACKBONES, *family.REFUSED)]
-    known = [name for i, name in enumerate(types) if name in taken or name in types[:i]]
-    if known:
-        raise KeyError(f'{title}: the type {known[0]!r} exists already')
 
 
 def _names(value) -> bool:
@@ -121,6 +134,24 @@ class Children:
 
     def __setitem__(self, index: int, layer: nn.Module) -> None:
         setattr(self.parent, self.names[index], layer)
+
+
+def listed(backbone: nn.Module, *names: str) -> dict[str, nn.Module]:
+    """The members of the first list of modules that a backbone has by one of these names, by their dotted names.
+
+    timm's FeatureListNet has the members of a list ``stages`` as children ``stages_0``, ``stages_1``, ...
+
+    Returns:
+        dict[str, nn.Module]: Empty if there is no such list.
+    """
+    for name in names:
+        found = getattr(backbone, name, None)
+        if isinstance(found, nn.ModuleList | nn.Sequential):
+            return {f'{name}.{key}': module for key, module in found.named_children()}
+        single = {key: child for key, child in backbone.named_children() if re.fullmatch(rf'{name}_\d+', key)}
+        if single:
+            return single
+    return {}
 
 
 def misfit_of_blocks(stages: Mapping, lacks: Callable[[nn.Module], list[str]]) -> str | None:

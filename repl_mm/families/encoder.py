@@ -10,6 +10,7 @@ import functools
 import os
 
 import torch
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,28 +29,37 @@ from .contract import missing
 OPERATORS = ('mixer', 'mlp', 'full')
 DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
 RATE = 30.0  # of the fusion coefficients: transformers are trained by AdamW, and their weights are of the size 1 / 30
-EXPECTED = 'encoder layers with norm1, attn, norm2 and ffn'
+EXPECTED = 'encoder layers with norm1, attn, norm2 and ffn or mlp'
+# where LayerScale stands behind attention and MLP: mmseg, MSCAN, timm, mmpretrain
+SCALES = {1: ('gamma_1', 'layer_scale_1', 'ls1.gamma', 'attn.gamma1.weight')}
+SCALES[2] = ('gamma_2', 'layer_scale_2', 'ls2.gamma', 'ffn.gamma2.weight')
 START = 0.1  # of the last operator of a branch: a converted network starts near the network without the layer
 
 
 def lacking(block: nn.Module) -> list[str]:
     """Return what a layer has not of the parts that computing layers borrow from and copy."""
-    found = missing(block, ('norm1.weight', 'attn', 'norm2.weight', 'ffn'))
+    found = missing(block, ('norm1.weight', 'attn', 'norm2.weight', 'mlp' if hasattr(block, 'mlp') else 'ffn'))
     if found:
         return found
+    if 'Post' in type(block).__name__ or 'V2' in type(block).__name__:  # of timm
+        return ['norms in front of its attention and its MLP']
     attn = getattr(block.attn, 'w_msa', block.attn)
-    projections = missing(attn, ('qkv.weight', 'proj.weight'))
+    lends_value = 'qkv' if getattr(attn, 'v_proj', None) is None else 'v_proj'
+    projections = missing(attn, (f'{lends_value}.weight', 'proj.weight'))
     if projections and missing(attn, ('attn.in_proj_weight', 'attn.out_proj.weight')):
         return [f'attn.{name}' for name in projections]
-    maps = [m.weight for m in block.ffn.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    maps = [m.weight for m in mlp(block).modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    name = 'ffn' if hasattr(block, 'ffn') else 'mlp'
     if maps and (maps[0].shape[0] != maps[-1].shape[1] or _activation(block) is None):  # a gated one (SwiGLU)
-        return ['ffn of two layers with an activation between them']
+        return [f'{name} of two layers with an activation between them']
+    if any(isinstance(m, nn.LayerNorm) for m in mlp(block).modules()):
+        return [f'{name} without a norm']
     return []
 
 
 def mlp(block: nn.Module) -> nn.Module:
-    """A layer's MLP."""
-    return block.ffn if hasattr(block, 'ffn') else block.mlp  # MSCAN's
+    """A layer's MLP: MSCAN and timm call it ``mlp``."""
+    return block.ffn if hasattr(block, 'ffn') else block.mlp
 
 
 def linears(block: nn.Module) -> list[nn.Module]:
@@ -66,12 +76,16 @@ def linears(block: nn.Module) -> list[nn.Module]:
             '(num_fcs=2), with or without a depthwise convolution between them'
         )
     for norm in (block.norm1, block.norm2):
-        if not isinstance(norm, nn.LayerNorm if hasattr(block, 'ffn') else _BatchNorm):  # MSCAN's
+        if not isinstance(norm, _BatchNorm if _is_mscan(block) else nn.LayerNorm):
             raise PlanError(
                 f'RepL cannot replace a {type(block).__name__} with a norm_cfg that builds {type(norm).__name__}: '
                 "expected dict(type='LN')"
             )
     return found
+
+
+def _is_mscan(block: nn.Module) -> bool:
+    return hasattr(block.attn, 'proj_2')  # a convolution
 
 
 def width(block: nn.Module) -> int:
@@ -95,13 +109,13 @@ def scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
 
 def layer_scale(block: nn.Module, number: int) -> Tensor | None:
     """LayerScale behind a layer's attention (1) or MLP (2), None if there is none."""
-    found = (tensor_of(block, f'{name}_{number}') for name in ('gamma', 'layer_scale'))  # MSCAN's is the second
+    found = (parameter(block, name) for name in SCALES[number])
     return next((scale for scale in found if scale is not None), None)
 
 
 def projection(block: nn.Module) -> nn.Module:
     """The output projection of a layer's attention."""
-    if hasattr(block.attn, 'proj_2'):  # MSCAN's, a convolution
+    if _is_mscan(block):
         return block.attn.proj_2
     attn = getattr(block.attn, 'w_msa', block.attn)
     return attn.proj if hasattr(attn, 'qkv') else attn.attn.out_proj  # mmcv's wrapper of nn.MultiheadAttention
@@ -110,9 +124,11 @@ def projection(block: nn.Module) -> nn.Module:
 def value(block: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the value of a layer's attention."""
     attn = getattr(block.attn, 'w_msa', block.attn)
+    if getattr(attn, 'v_proj', None) is not None:  # timm's EVA, unless it has qkv
+        return tensor_of(attn.v_proj, 'weight'), tensor_of(attn.v_proj, 'bias')
     if hasattr(attn, 'qkv'):
         weight, bias = tensor_of(attn.qkv, 'weight'), tensor_of(attn.qkv, 'bias')
-        if bias is None and hasattr(attn, 'v_bias'):  # BEiT
+        if bias is None and hasattr(attn, 'v_bias'):  # BEiT, EVA
             return weight.chunk(3)[2], tensor_of(attn, 'v_bias')
     else:
         weight, bias = tensor_of(attn.attn, 'in_proj_weight'), tensor_of(attn.attn, 'in_proj_bias')
@@ -133,10 +149,10 @@ def weights(block: nn.Module, role: str, channels: int) -> list[Tensor]:
         return [with_bias(*value(block), block.norm1, channels)]
     if role == 'proj':
         return [scaled(tensor_of(projection(block), 'weight'), layer_scale(block, 1))]
-    return [] if (parameter := _parameter(block, role)) is None else [parameter]
+    return [] if (found := parameter(block, role)) is None else [found]
 
 
-def _parameter(block: nn.Module, name: str) -> Tensor | None:
+def parameter(block: nn.Module, name: str) -> Tensor | None:
     """A parameter by its dotted name, None if the block has none of it."""
     path, _, leaf = name.rpartition('.')
     try:
@@ -162,8 +178,8 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         neighbours = neighbours[:1]
     borrowed = functools.partial(weights, channels=channels)
     if plan.operator == 'full':
-        return _full(plan, block, neighbours, borrowed)
-    synthesis = functools.partial(_synthesis, plan, neighbours, borrowed)
+        return full(plan, block, neighbours, borrowed, (projection(block), linears(block)[-1]))
+    synthesis = functools.partial(synthesize, plan, neighbours, borrowed)
     fc1, *spatial, _ = linears(block)
     hidden = max(1, round(plan.ratio * len(fc1.weight)))
     syntheses = dict(fc1=synthesis('fc1', (hidden, channels + 1)))
@@ -179,7 +195,8 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     )
 
 
-def _synthesis(plan, neighbours, borrowed, role, shape, dim=0, start=1.0, bias=False, **settings) -> fusion.Synthesis:
+def synthesize(plan, neighbours, borrowed, role, shape, dim=0, start=1.0, bias=False, **settings) -> fusion.Synthesis:
+    """How the weight of a role is made, in the way of transformers: the neighbours' scales are kept."""
     shapes = [tuple(weight.shape) for block in neighbours for weight in borrowed(block, role)]
     settings = {**plan.fusion, 'normalize': False, 'rate': RATE, **settings}
     return fusion.Synthesis(fusion.build_source(plan.mode, shape, shapes, dim, start, settings), None, bias)
@@ -202,28 +219,40 @@ def _drops_paths(module: nn.Module) -> bool:
     return type(module).__name__ == 'DropPath'  # mmcv's, timm's
 
 
-def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrowed) -> nn.Module:
-    """Matrices are fused as in the light operators; vectors (norms, biases, LayerScale) and tables of relative
-    positions by one number per neighbour; in mode 'own' all stays the layer's own. The last operators start small."""
+def full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrowed, last) -> nn.Module:
+    """The computing layer with the structure of a layer.
+
+    Matrices are fused as in the light operators; vectors (norms, biases, LayerScale) and tables of relative positions
+    by one number per neighbour; in mode 'own' all stays the layer's own.
+
+    Args:
+        plan, block, neighbours: Those of ``build``.
+        borrowed (callable): ``borrowed(block, name)`` gives a block's parameter of this name in a list.
+        last (tuple): The last modules, or parameters, of the layer's branches, which start small.
+
+    Raises:
+        PlanError: No neighbour has a parameter that the layer has.
+    """
+    parts = (*block.named_modules(), *block.named_parameters())
+    last = {name for name, part in parts if any(part is each for each in last)}
     block = copy.deepcopy(block)  # the backbone stays whole if another slot turns out to be impossible
-    last = {id(p) for module in (projection(block), linears(block)[-1]) for p in module.parameters()}
     syntheses = {}
-    for name, parameter in block.named_parameters() if plan.mode != 'own' else ():
-        shape = tuple(parameter.shape)
+    for name, own in block.named_parameters() if plan.mode != 'own' else ():
+        shape = tuple(own.shape)
         if not any(borrowed(neighbour, name) for neighbour in neighbours):
             raise PlanError(
                 f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none "
-                f"has {name!r} (they are {', '.join(type(n).__name__ for n in neighbours)}): expected 'mlp' or 'mixer'"
+                f'has {name!r} (they are {", ".join(type(n).__name__ for n in neighbours)}): expected a light operator'
             )
         settings = dict(rate=1.0)  # quicker coefficients diverge under SGD
-        if id(parameter) in last:
+        if name in last or name.rpartition('.')[0] in last:
             settings['start'] = START
         if len(shape) == 1 or 'relative_position' in name:
             settings['type'] = 'scalar'
         elif plan.fusion['type'] == 'mix' and ('qkv' in name or 'in_proj' in name):
             settings['groups'] = 3 * plan.fusion['groups']  # query, key and value are not mixed with each other
         dim = int(len(shape) > 1 and shape[0] <= shape[1])
-        syntheses[name] = _synthesis(plan, neighbours, borrowed, name, shape, dim, **settings)
+        syntheses[name] = synthesize(plan, neighbours, borrowed, name, shape, dim, **settings)
     for module in block.modules():
         if isinstance(module, _BatchNorm):  # statistics of another input
             module.reset_running_stats()
@@ -235,7 +264,7 @@ TABLE = 'relative_position_bias_table'
 
 def finish(backbone: nn.Module) -> None:
     """Prepare for initialization code that looks up every table of relative positions of a checkpoint in the model."""
-    if any(key.endswith(TABLE) for key in backbone.state_dict()):
+    if isinstance(backbone, BaseModule) and any(key.endswith(TABLE) for key in backbone.state_dict()):
         specialize(backbone, _WithTables)
 
 

@@ -133,20 +133,20 @@ def build(
         return HalfComputingLayer(_half(plan, block, neighbours, read), **settings)
     spatial = block.get_submodule(parts.spatial[0])
     kernel = spatial.kernel_size
-    around = _around(kernel, spatial.dilation)
+    keeping = around(kernel, spatial.dilation)
     if plan.operator == 'conv':
         if not parts.conv:
             raise PlanError(
                 f"replace.operator='conv' is not valid for bottleneck blocks such as {type(block).__name__}: one "
                 "convolution at full width would cost more than the block; expected 'separable' or 'full'"
             )
-        convs = dict(conv=(_last(plan, synthesis, 'conv', (channels, channels, *kernel)), around))
+        convs = dict(conv=(_last(plan, synthesis, 'conv', (channels, channels, *kernel)), keeping))
     else:
         hidden = max(1, round(plan.ratio * _width(block, parts) / step)) * step
         gain = _gain(activation)
         convs = dict(
             reduce=(synthesis('reduce', (hidden, channels, 1, 1), gain=gain), {}),
-            spatial=(synthesis('spatial', (hidden, 1, *kernel), gain=gain), dict(around, groups=hidden)),
+            spatial=(synthesis('spatial', (hidden, 1, *kernel), gain=gain), dict(keeping, groups=hidden)),
             expand=(_last(plan, synthesis, 'expand', (channels, hidden, 1, 1), dim=1), {}),
         )
     return ResidualComputingLayer(convs, **settings)
@@ -157,7 +157,7 @@ def _width(block: nn.Module, parts: Parts) -> int:
     return block.get_submodule((parts.reduce or parts.spatial)[0]).out_channels
 
 
-def _around(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> dict:
+def around(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> dict:
     """Settings of a convolution that keeps the size of its input."""
     return dict(padding=tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)), dilation=dilation)
 
@@ -193,10 +193,10 @@ def _half(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], read)
         else:
             source = fusion.UnitsWeight(shape, shapes, **settings)
         if chain:
-            around = dict(_around(conv.kernel_size, halved), groups=groups)
+            settings = dict(around(conv.kernel_size, halved), groups=groups)
         else:
-            around = dict(_around(conv.kernel_size, conv.dilation), groups=groups, stride=2)
-        chain[role] = (fusion.Synthesis(source, None, bias=False), around, _fresh(block, norm))
+            settings = dict(around(conv.kernel_size, conv.dilation), groups=groups, stride=2)
+        chain[role] = (fusion.Synthesis(source, None, bias=False), settings, _fresh(block, norm))
     return chain
 
 

@@ -9,6 +9,7 @@ from .contract import misfit_of_blocks, missing_weights
 from .residual import DEFAULTS, OPERATORS, Parts  # noqa: F401  (part of the family)
 
 BACKBONES = ('ResNet', 'ResNetV1c', 'ResNetV1d', 'ResNeXt', 'RegNet', 'Res2Net', 'ResNeSt', 'CifarResNet')
+BUILT = ('FeatureListNet',)  # timm's, with features_only=True
 REFUSED = {
     'DetectoRS_ResNet': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',
     'DetectoRS_ResNeXt': 'its blocks take a second input (recursive feature pyramid) that a computing layer has not',

@@ -1,4 +1,4 @@
-"""Plain vision transformers of mmseg: one stage, ``layers``."""
+"""Plain vision transformers: one stage, ``layers`` of mmseg and mmpretrain, ``blocks`` of timm (DeiT, DINOv2, v3)."""
 
 from types import SimpleNamespace
 
@@ -12,23 +12,28 @@ from .encoder import DEFAULTS, OPERATORS, build  # noqa: F401  (part of the fami
 
 BACKBONES = ('VisionTransformer', 'BEiT', 'MAE')
 REFUSED = {}
+BUILT = ('Eva',)  # timm's DINOv3 and EVA
 
 
 def misfit(backbone: nn.Module) -> str | None:
-    """``layers`` is a list of encoder layers: timm's and torchvision's classes of this name have none."""
-    layers = getattr(backbone, 'layers', None)
-    wrong = 'it has no layers' if layers is None else misfit_of_blocks(dict(layers=layers), encoder.lacking)
-    return wrong and f'{wrong}; expected a list layers of {encoder.EXPECTED}'
+    """``layers`` or ``blocks`` is a list of encoder layers: torchvision's class of this name has none."""
+    name = _name(backbone)
+    wrong = misfit_of_blocks({name: getattr(backbone, name)}, encoder.lacking) if name else 'it has no layers'
+    return wrong and f'{wrong}; expected a list layers or blocks of {encoder.EXPECTED}'
 
 
-def stages(backbone: nn.Module) -> list[nn.ModuleList]:
+def _name(backbone: nn.Module) -> str | None:
+    return next((name for name in ('layers', 'blocks') if hasattr(backbone, name)), None)
+
+
+def stages(backbone: nn.Module) -> list[nn.ModuleList | nn.Sequential]:
     """All layers are one stage."""
-    return [backbone.layers]
+    return [getattr(backbone, _name(backbone))]
 
 
 def frozen(backbone: nn.Module) -> range:
     """The only stage, where ``frozen_exclude`` leaves nothing of the layers to be trained."""
-    return range(not any(p.requires_grad for p in backbone.layers.parameters()))
+    return range(not any(p.requires_grad for p in stages(backbone)[0].parameters()))
 
 
 def openers(backbone: nn.Module) -> tuple:
@@ -46,7 +51,7 @@ def finish(backbone: nn.Module) -> None:
     init_cfg = getattr(backbone, 'init_cfg', None)
     if isinstance(init_cfg, dict) and 'prefix' in init_cfg:
         backbone.init_cfg = [init_cfg]
-    if hasattr(backbone, 'fix_init_weight'):
+    if hasattr(backbone, 'fix_init_weight') and hasattr(backbone, 'layers'):  # timm's is over by now
         nothing = SimpleNamespace(weight=torch.empty(0))  # MAE rescales these in place
         for layer in backbone.layers:
             if isinstance(layer, ComputingLayer):
