@@ -30,6 +30,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         ValueError: ``size`` is not valid.
     """
 
+    rgb = True  # the order in which its images come
+
     def __init__(self, mean, std, augments=(), size=None, non_blocking=False):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(
