@@ -60,9 +60,7 @@ def stock_model(cfg: Config) -> nn.Module:
     return build(with_backbones(plain_config(cfg.model), stock_config), cfg.get('default_scope'))
 
 
-def trained_model(
-    cfg: Config, name: str, backbone: nn.Module, weights: dict[str, Tensor]
-) -> tuple[nn.Module, bool]:
+def trained_model(cfg: Config, name: str, backbone: nn.Module, weights: dict[str, Tensor]) -> tuple[nn.Module, bool]:
     """Build the stock model of a config around a backbone.
 
     Args:

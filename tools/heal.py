@@ -3,9 +3,9 @@
     python tools/heal.py CONFIG STOCK START OUT.pth --images DIR --steps 400
 
 CONFIG has a RepL backbone, STOCK is what tools/convert.py takes, START what it writes. DIR is a folder of pictures;
-without it, or where it is the data_root of the config's dataset, the images are the config's own training data. It is
-an ordinary training: in work_dirs/heal/OUT, with checkpoints, from which the same command goes on. OUT has the names of
-the config's model: ``load_from=OUT.pth``.
+without it, or where it is the data_root of the config's dataset, the images are the config's own training data. It
+is an ordinary training, in work_dirs/heal/OUT, and the same command goes on from its last checkpoint. OUT has the
+names of the config's model: ``load_from=OUT.pth``.
 """
 
 import argparse
@@ -45,6 +45,7 @@ def parse_args(argv=None):
     parser.add_argument('--steps', type=int, default=400, help='default: 400')
     parser.add_argument('--batch', type=int, help="images in a step (default: the config's)")
     parser.add_argument('--lr', type=float, default=2e-3, help='of AdamW (default: 2e-3)')
+    parser.add_argument('--seed', type=int, default=0, help='default: 0')
     parser.add_argument('--work-dir', type=Path, help='folder of logs and checkpoints (default: work_dirs/heal/OUT)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='settings, of the healing too')
@@ -76,6 +77,7 @@ def prepare(args):
     with one_line_errors():
         check_checkpoint(args.stock)
     cfg = healing_config(cfg, args.stock, args.start, args.steps, folder, args.shape, args.batch, args.lr)
+    cfg.randomness = dict(seed=args.seed)
     cfg.merge_from_dict(args.cfg_options)
     if args.amp:
         with one_line_errors(ValueError):

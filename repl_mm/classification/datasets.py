@@ -16,7 +16,7 @@ from mmengine.dataset import Compose, default_collate
 from torch.utils.data import Dataset
 
 from ..data_checks import DataError
-from ..pictures import PICTURES, pictures_in
+from ..pictures import PICTURES
 from ..registry import DATASETS, FUNCTIONS
 
 
