@@ -38,6 +38,7 @@ from .registry import PACKAGES, WEIGHTS, class_of
 from .surgery import check_keys, repl_backbones
 
 NO_PATHS = ('type', '_scope_', 'backend_args', 'file_client_args')  # keys whose values are no paths of data
+HEALING = ('student', 'teacher', 'temperature', 'norm_eval', 'blend')  # words of a HealedModel, beside its model's
 PATHS = ('ann_file', 'data_prefix', 'img_path', 'img_prefix', 'seg_map_path', 'seg_prefix', 'proposal_file')
 
 
@@ -351,6 +352,13 @@ def repl_config(backbone: dict, **replace: Any) -> dict:
     """
     cfg = stock_config(backbone)
     return dict(cfg, type=repl_type(cfg), replace={**check_keys(backbone.get('replace')), **replace})
+
+
+def plain_config(model: dict) -> dict:
+    """Return the config of a model itself for that of a healed one; any other as it is."""
+    if type_name(model) != 'HealedModel':
+        return model
+    return dict({key: value for key, value in model.items() if key not in HEALING}, type=model['student'])
 
 
 # ---- building -------------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, hea
         x, _ = mirror(*shift(images[chosen], chosen))
         with torch.no_grad():
             targets = results(stock(x))
-        return _distance(results(backbone(x)), targets)
+        return distance(results(backbone(x)), targets)
 
     _fit(layers.values(), loss, len(images), steps, batch, lr, 'fitting together')
     after = _errors(layers, backbone, stock, held_out, results)
@@ -172,9 +172,11 @@ def tensors(outputs) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else [tensor for output in outputs for tensor in tensors(output)]
 
 
-def _distance(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Mean squared distance, each output in units of its target's variance."""
-    return sum(F.mse_loss(a, b) / b.var() for a, b in zip(outputs, targets, strict=True)) / len(targets)
+def distance(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """Mean squared distance, each output in units of its target's variance; in float32 at least."""
+    exact = [x if x.dtype == torch.float64 else x.float() for x in (*outputs, *targets)]
+    pairs = list(zip(exact[: len(outputs)], exact[len(outputs) :], strict=True))
+    return sum(F.mse_loss(a, b) / b.var().clamp(min=1e-12) for a, b in pairs) / len(pairs)
 
 
 def _fit(
@@ -248,12 +250,12 @@ def _errors(layers: dict[str, nn.Module], backbone, stock, batches, results: Cal
         fitted, removed = map(sum, zip(*distances, strict=True))
         errors[name] = float(fitted / removed)
 
-    def distance():
-        return sum(_distance(results(backbone(x)), results(stock(x))) * len(x) for x in batches)
+    def total():
+        return sum(distance(results(backbone(x)), results(stock(x))) * len(x) for x in batches)
 
-    fitted = distance()
+    fitted = total()
     with ExitStack() as hooks:
         for layer in layers.values():
             hooks.enter_context(layer.register_forward_hook(lambda _, args, output: args[0]))
-        errors['outputs'] = float(fitted / distance())
+        errors['outputs'] = float(fitted / total())
     return errors

@@ -1,12 +1,14 @@
 """What stands behind a backbone: the rest of a whole mm model."""
 
+import logging
 from collections.abc import Callable
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .config import build, stock_config, with_backbones
+from .config import build, plain_config, stock_config, with_backbones
 from .conversion import tensors
 
 MORE = (TypeError, AttributeError, ValueError, KeyError, IndexError, AssertionError)  # of heads without what they need
@@ -55,7 +57,39 @@ class Whole(nn.Module):
 
 def stock_model(cfg: Config) -> nn.Module:
     """Build the whole stock model of a config, without weights."""
-    return build(with_backbones(cfg.model, stock_config), cfg.get('default_scope'))
+    return build(with_backbones(plain_config(cfg.model), stock_config), cfg.get('default_scope'))
+
+
+def trained_model(cfg: Config, name: str, backbone: nn.Module, weights: dict[str, Tensor]) -> tuple[nn.Module, bool]:
+    """Build the stock model of a config around a backbone.
+
+    Args:
+        cfg (Config): The config.
+        name (str): Dotted name of the backbone.
+        backbone (nn.Module): The backbone.
+        weights (dict): Tensors of the model outside of its backbone.
+
+    Returns:
+        tuple[nn.Module, bool]: The model, and whether it has the weights: those of all of it. A line in the log says
+        so if they are of other classes.
+    """
+    model = stock_model(cfg)
+    model.set_submodule(name, Given())
+    own = model.state_dict()
+    other = [key for key, tensor in own.items() if key in weights and weights[key].shape != tensor.shape]
+    if other:
+        there, here = (tuple(tensors[other[0]].shape) for tensors in (weights, own))
+        print_log(
+            f"the weights are those of other classes: '{other[0]}' is {there} there, {here} in the model; the outputs "
+            'of the backbone count alone',
+            logger='current',
+            level=logging.WARNING,
+        )
+    whole = bool(weights) and not other and all(key in weights for key in own)
+    if whole:
+        model.load_state_dict({key: weights[key] for key in own})
+    model.set_submodule(name, backbone)
+    return model, whole
 
 
 def whole_head(
@@ -74,15 +108,10 @@ def whole_head(
         Callable | None: It gives tensors, nested in any way; None if the weights are not those of the whole model, or
         it has nothing that takes the outputs alone.
     """
-    if not weights:
-        return None
-    model = stock_model(cfg)
     given = Given()
-    model.set_submodule('.'.join(path), given)
-    own = model.state_dict()
-    if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in own.items()):
+    model, whole = trained_model(cfg, '.'.join(path), given, weights)
+    if not whole:
         return None
-    model.load_state_dict({name: weights[name] for name in own})
     model.to(device).requires_grad_(False)
     model.eval()
     nothing = torch.empty(1, 3, 1, 1, device=device)

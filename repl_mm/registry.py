@@ -25,10 +25,10 @@ def _child(parent: Registry, *locations: str) -> Registry:
     return Registry(parent.name, parent=parent, scope='repl_mm', locations=[f'repl_mm.{name}' for name in locations])
 
 
-MODELS = _child(ROOT_MODELS, 'backbones', 'classification')
+MODELS = _child(ROOT_MODELS, 'backbones', 'classification', 'healing')
 HOOKS = _child(ROOT_HOOKS, 'hook')
 OPTIM_WRAPPERS = _child(ROOT_OPTIM_WRAPPERS, 'optim')
-DATASETS = _child(ROOT_DATASETS, 'classification')
+DATASETS = _child(ROOT_DATASETS, 'classification', 'pictures')
 METRICS = _child(ROOT_METRICS, 'classification')
 FUNCTIONS = _child(ROOT_FUNCTIONS, 'classification')
 TRANSFORMS = _child(ROOT_TRANSFORMS, 'classification.transforms')

@@ -1,11 +1,15 @@
 """Public weights of stock networks, by mm's names and timm's."""
 
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
@@ -80,12 +84,13 @@ def load_backbone(settings: dict, scope: str | None, state: dict[str, Tensor]) -
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / 'stock.pth')
         torch.save(dict(state_dict=state), file)
-        backbone = build(dict(settings, init_cfg=dict(type='Pretrained', checkpoint=file)), scope)
+        backbone = build(dict(settings, init_cfg=ConfigDict(type='Pretrained', checkpoint=file)), scope)
         with torch.no_grad():
             for tensor in backbone.state_dict().values():
                 if tensor.is_floating_point():
                     tensor.fill_(torch.nan)
-        backbone.init_weights()
+        with quiet_log():  # mmengine's says of every tensor where it comes from
+            backbone.init_weights()
     own = backbone.state_dict()
     left = [name for name, tensor in own.items() if tensor.isnan().any()]
     if left:
@@ -95,6 +100,18 @@ def load_backbone(settings: dict, scope: str | None, state: dict[str, Tensor]) -
             'others in .mim/tools/model_converters'
         )
     return backbone, [name for name in state if name not in own]
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Warnings only in mmengine's log."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -90,6 +90,14 @@ def read_quietly(args):
     return cfg
 
 
+def save_whole(content, file):
+    """Save with torch; what stands there stays until the new file is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f'{file.name}.part')
+    torch.save(content, part)
+    part.replace(file)
+
+
 def set_data_root(cfg, folder):
     """Move the config's data to a folder, see :func:`repl_mm.config.set_data_root`; end in one line if it has none."""
     with one_line_errors():

@@ -1,25 +1,55 @@
 """What tools for a trained network share: its config's one backbone, its weights, and pictures without labels."""
 
+import argparse
 import copy
+import re
 from contextlib import closing
 
-import mmcv
 import torch
+import torch.nn.functional as F
 from _common import one_line_errors, set_data_root, stop
-from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from rich.progress import track
 
-from repl_mm import config
-from repl_mm.classification import ClsDataPreprocessor
-from repl_mm.classification.datasets import pictures_in
-from repl_mm.classification.transforms import LoadImage
-from repl_mm.data_checks import check_checkpoint
-from repl_mm.registry import class_of
+from repl_mm import choosing, config
+from repl_mm.data_checks import DataError, check_checkpoint
+from repl_mm.pictures import covering, pictures_in, plain_preprocessor, read_image
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 
+UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
 FEWEST = 16  # images from which anything can be told
+
+
+def share(text):
+    """Return a share above 0 and below 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected what may be left, above 0 and below 1')
+    return value
+
+
+def size(text):
+    """Return a number of bytes."""
+    found = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMG]i?B)', text)
+    if not found or found[2] not in UNITS or not float(found[1]):
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a size such as 8GB ({", ".join(UNITS)})')
+    return float(found[1]) * UNITS[found[2]]
+
+
+def add_budgets(parser):
+    """Add the options of a budget, of which one may be given."""
+    budget = parser.add_mutually_exclusive_group()
+    for name, what in dict(flops='FLOPs', activations='bytes of activations', params='trainable parameters').items():
+        text = f"share of the backbone's {what} that may be left" + (' (default: 0.8)' if name == 'flops' else '')
+        budget.add_argument(f'--{name}', type=share, metavar='SHARE', help=text)
+    budget.add_argument('--memory', type=size, metavar='8GB', help='of the whole model in training, in fp32')
+
+
+def read_budget(args):
+    """Set ``measure`` and ``limit`` of parsed arguments: 0.8 of the FLOPs where no budget is given."""
+    given = [(name, value) for name in choosing.MEASURES if (value := getattr(args, name)) is not None]
+    args.measure, args.limit = given[0] if given else ('flops', 0.8)
 
 
 def one_backbone(cfg, name):
@@ -78,33 +108,31 @@ def read_images(cfg, folder, num, shape, option):
     """
     if not folder.is_dir():
         stop(f"{option} '{folder}': no such folder; expected one of pictures, or the dataset's data_root")
-    files = pictures_in(folder)
+    files, pictures, broken = pictures_in(folder), [], []
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), one_line_errors():
         if files:
-            files = [files[i] for i in torch.randperm(len(files))[:num]]
             # closed here: closed by a garbage collection amid another display of progress, it would wait for that one
-            with closing(track(files, 'reading pictures')) as progress:
-                pictures = [read_picture(file, shape) for file in progress]
-            images = normalize(cfg, torch.stack(pictures))
+            files = [files[i] for i in torch.randperm(len(files))]
+            with closing(track(files, 'reading pictures', total=min(num, len(files)))) as progress:
+                for file in progress:
+                    if len(pictures) == num:
+                        break
+                    try:
+                        pictures.append(covering(read_image(file), shape))
+                    except DataError as error:
+                        broken.append(str(error))
+            if broken:
+                print(f'{option}: {len(broken)} pictures left out, first: {broken[0]}')
+            images = normalize(cfg, torch.stack(pictures)) if pictures else pictures
         else:
             set_data_root(cfg, str(folder))
             loader = dict(copy.deepcopy(cfg.train_dataloader), batch_size=num)
             batch = next(iter(Runner.build_dataloader(loader, seed=0)))
             images = MODELS.build(cfg.model.data_preprocessor)(batch)['inputs']
     if len(images) < FEWEST:
-        stop(f"{option} '{folder}': {len(images)} images, expected at least {FEWEST}")
+        cause = f'; {len(broken)} cannot be read, first: {broken[0]}' if broken else ''
+        stop(f"{option} '{folder}': {len(images)} images, expected at least {FEWEST}{cause}")
     return images
-
-
-def read_picture(file, shape):
-    """Read a picture as uint8 tensor (3, H, W) in BGR order: resized so that it covers the shape, and cropped."""
-    image = LoadImage()(dict(img_path=str(file)))['img']
-    height, width = image.shape[:2]
-    factor = max(shape[0] / height, shape[1] / width)
-    size = max(shape[1], round(width * factor)), max(shape[0], round(height * factor))
-    image = mmcv.imresize(image, size)
-    top, left = ((have - want) // 2 for want, have in zip(shape, image.shape, strict=False))
-    return torch.from_numpy(image[top : top + shape[0], left : left + shape[1]].transpose(2, 0, 1).copy())
 
 
 def normalize(cfg, images):
@@ -117,13 +145,8 @@ def normalize(cfg, images):
     Returns:
         Tensor: float32, (N, 3, H, W).
     """
-    settings = cfg.model.get('data_preprocessor') or {}
-    while 'data_preprocessor' in settings:  # of several branches, as semi-supervised detectors have
-        settings = settings['data_preprocessor']
-    kind = class_of(MODELS, settings.get('type'), cfg.get('default_scope'))
-    if isinstance(kind, type) and issubclass(kind, ClsDataPreprocessor):  # its images come in RGB order
-        return MODELS.build(settings)(dict(inputs=images.flip(1), labels=torch.zeros(len(images))))['inputs']
-    # those of the mm packages ask for annotations too
-    swap = settings.get('bgr_to_rgb', False) or settings.get('rgb_to_bgr', False)
-    preprocessor = ImgDataPreprocessor(settings.get('mean'), settings.get('std'), bgr_to_rgb=swap)
-    return preprocessor(dict(inputs=list(images)))['inputs']
+    images = MODELS.build(plain_preprocessor(cfg))(dict(inputs=images))['inputs']
+    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    if isinstance(size, int):  # of a classifier that resizes its images
+        images = F.interpolate(images, (size, size), mode='bilinear', antialias=True)
+    return images

@@ -15,7 +15,7 @@ import copy
 from pathlib import Path
 
 import torch
-from _common import one_line_errors, read_quietly
+from _common import one_line_errors, read_quietly, save_whole
 from _trained import load_stock, one_backbone, read_images
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -70,8 +70,7 @@ def main(argv=None):
         print(f'\nSquared error against the stock network on {len(images) // conversion.HELD_OUT} held-out images:\n')
         print(conversion.table(errors))
     state = {prefix + key: value.cpu() for key, value in backbone.state_dict().items()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict={**state, **rest}, meta=dict(stock=Path(args.stock).name)), args.out)
+    save_whole(dict(state_dict={**state, **rest}, meta=dict(stock=Path(args.stock).name)), args.out)
     print(f"\n{args.out}: {len(state)} tensors of the backbone, {len(rest)} others; load_from='{args.out}'")
 
 

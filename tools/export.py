@@ -16,10 +16,10 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, FUNCTIONS, TRANSFORMS, DefaultScope
 
 from repl_mm import BorrowError, MergeError, config
-from repl_mm.classification.datasets import pictures_in
 from repl_mm.data_checks import check_checkpoint, inner_datasets
 from repl_mm.deployment import ExportError, export, quantize
 from repl_mm.deployment.serving import rest_file
+from repl_mm.pictures import pictures_in
 from repl_mm.reading import load_trained
 from repl_mm.registry import class_of
 

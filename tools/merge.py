@@ -10,8 +10,7 @@ the config that is written beside OUT.
 import argparse
 from pathlib import Path
 
-import torch
-from _common import one_line_errors, read_quietly, stop
+from _common import one_line_errors, read_quietly, save_whole, stop
 from mmengine.config import DictAction
 
 from repl_mm import BorrowError, MergeError, config, merge
@@ -55,10 +54,7 @@ def main(argv=None):
         )
     meta = dict(checkpoint.get('meta') or {}, cfg=cfg.pretty_text)
     meta[PLAN_KEY] = plans
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    part = args.out.with_name(f'{args.out.name}.part')  # what stands there stays until the new file is whole
-    torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
-    part.replace(args.out)
+    save_whole(dict(meta=meta, state_dict=model.state_dict()), args.out)
     cfg.dump(config_out)
     parameters = sum(p.numel() for p in model.parameters())
     print(f'{args.out}: {parameters:,} parameters, merged; its config: {config_out}')

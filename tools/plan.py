@@ -11,14 +11,13 @@ model, whose outputs count then. No label is read. It writes a table, a picture,
 import argparse
 import copy
 import json
-import re
 import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 from _common import one_line_errors, read_quietly, stop
-from _trained import FEWEST, load_stock, one_backbone, pictures_in, read_images
+from _trained import FEWEST, add_budgets, load_stock, one_backbone, read_budget, read_images
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
@@ -26,28 +25,12 @@ from repl_mm import PlanError, apply_repl, choosing, config, cost
 from repl_mm.classification import classifier_head
 from repl_mm.families import find_family
 from repl_mm.heads import Whole, stock_model, whole_head
+from repl_mm.pictures import pictures_in
 from repl_mm.plan import PLAIN
 from repl_mm.surgery import check_keys
 from repl_mm.tables import markdown
 
-UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
 PIXELS = 16 * 800 * 1344  # of all pictures, where their number is not given
-
-
-def share(text):
-    """Return a share above 0 and below 1."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected what may be left, above 0 and below 1')
-    return value
-
-
-def size(text):
-    """Return a number of bytes."""
-    found = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMG]i?B)', text)
-    if not found or found[2] not in UNITS or not float(found[1]):
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a size such as 8GB ({", ".join(UNITS)})')
-    return float(found[1]) * UNITS[found[2]]
 
 
 def parse_args(argv=None):
@@ -62,11 +45,7 @@ def parse_args(argv=None):
         metavar='DIR',
         help="folder with unlabelled pictures, or the data_root of the config's dataset if that is not in pictures",
     )
-    budget = parser.add_mutually_exclusive_group()
-    for name, what in dict(flops='FLOPs', activations='bytes of activations', params='trainable parameters').items():
-        text = f"share of the backbone's {what} that may be left" + (' (default: 0.8)' if name == 'flops' else '')
-        budget.add_argument(f'--{name}', type=share, metavar='SHARE', help=text)
-    budget.add_argument('--memory', type=size, metavar='8GB', help='of the whole model in training, in fp32')
+    add_budgets(parser)
     parser.add_argument('--fit', action='store_true', help="measure with each block's computing layer, fitted to it")
     parser.add_argument(
         '--shape', type=int, nargs=2, default=[800, 1344], metavar=('H', 'W'), help='of pictures (default: 800 1344)'
@@ -84,8 +63,7 @@ def parse_args(argv=None):
     for key, low in (('num', 1), ('batch', 1), ('block_steps', 0)):
         if getattr(args, key) is not None and getattr(args, key) < low:
             parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
-    given = [(name, value) for name in choosing.MEASURES if (value := getattr(args, name)) is not None]
-    args.measure, args.limit = given[0] if given else ('flops', 0.8)
+    read_budget(args)
     return args
 
 
@@ -163,7 +141,7 @@ def choose(cfg, path, settings, stock, rest, words, args):
     args.out.mkdir(parents=True, exist_ok=True)
     file.write_text(inherit(dict(backbone, replace=choice.replace)))
     choosing.plot(choice, args.out / 'plan.png')
-    (args.out / 'plan.json').write_text(json.dumps(choice.to_dict(), indent=1))
+    (args.out / 'plan.json').write_text(json.dumps(dict(choice.to_dict(), shape=list(images.shape[-2:])), indent=1))
     words = ', '.join(f'{key}={value!r}' for key, value in choice.replace.items())
     print(f'\n{choice}\n\nreplace=dict({words})\n{file} inherits {args.config}; the picture: {args.out / "plan.png"}')
     print(f'Next: python tools/convert.py {args.stock} {file} {args.out / "converted.pth"} --fit {args.images}')

@@ -1,16 +1,16 @@
 """One epoch on CIFAR-10 for a ResNet-32 that tools/convert.py has converted: it learns the stock network's answers.
 
-``load_from`` and ``model.teacher_ckpt`` are both made by the tool, the teacher with
+``load_from`` and ``model.teacher`` are both made by the tool, the teacher with
 ``--cfg-options model.backbone.type=CifarResNet``. Channels are mixed in one group: the computing layers can come
 nearer to pretrained blocks so.
 """
 
 _base_ = 'resnet32_repl_cifar10.py'
 model = dict(
-    type='DistilledClassifier',
+    type='HealedModel',
+    student='ImageClassifier',
+    teacher='work_dirs/converted/e2e.pth',
     backbone=dict(replace=dict(fusion=dict(type='mix', groups=1))),
-    teacher_config='{{ fileDirname }}/resnet32_cifar10.py',
-    teacher_ckpt='work_dirs/converted/e2e.pth',
 )
 train_cfg = dict(max_epochs=1, val_interval=1)
 # coefficients are factors of whole rows of weights: at a higher rate they lose what the conversion has found

@@ -9,7 +9,6 @@ from .augment import BatchCrop, BatchErase, BatchFlip, BatchMix
 from .cifar_resnet import CifarResNet
 from .classifier import ClsDataPreprocessor, ImageClassifier, classifier_head
 from .datasets import CIFAR10, STL10, SVHN, ImageNet, collate
-from .distillation import DistilledClassifier
 from .metric import Accuracy
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     'CifarResNet',
     'ClsDataPreprocessor',
     'DataError',
-    'DistilledClassifier',
     'ImageClassifier',
     'ImageNet',
     'classifier_head',

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from ..config import plain_config
 from ..registry import MODELS, class_of
 
 
@@ -29,6 +30,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
     Raises:
         ValueError: ``size`` is not valid.
     """
+
+    rgb = True  # the order in which its images come
 
     def __init__(self, mean, std, augments=(), size=None, non_blocking=False):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -168,11 +171,11 @@ def classifier_head(cfg, weights: dict[str, Tensor], device: str = 'cpu') -> Cal
         Callable | None: It gives the logits; None for another model, or if the weights are of other classes.
     """
     scope = cfg.get('default_scope')
-    kind = class_of(ROOT_MODELS, cfg.model.type, scope)
+    settings = plain_config(cfg.model)
+    kind = class_of(ROOT_MODELS, settings['type'], scope)
     if not (isinstance(kind, type) and issubclass(kind, ImageClassifier)):
         return None
-    # without a teacher, which may be what these weights are to become
-    settings = {key: cfg.model[key] for key in ('backbone', 'num_classes', 'in_channels')}
+    settings = {key: settings[key] for key in ('backbone', 'num_classes', 'in_channels')}
     with DefaultScope.overwrite_default_scope(scope):
         model = ImageClassifier(**copy.deepcopy(settings))
     own = model.head.state_dict()

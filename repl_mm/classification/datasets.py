@@ -16,14 +16,8 @@ from mmengine.dataset import Compose, default_collate
 from torch.utils.data import Dataset
 
 from ..data_checks import DataError
+from ..pictures import PICTURES
 from ..registry import DATASETS, FUNCTIONS
-
-PICTURES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the files of pictures in a folder, however deep, in order."""
-    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in PICTURES)
 
 
 @FUNCTIONS.register_module()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 
-from ..data_checks import DataError
+from ..pictures import read_image
 from ..registry import TRANSFORMS
 
 GRAY = 128  # where a geometric operation leaves nothing
@@ -23,21 +23,7 @@ class LoadImage(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
-        path = results['img_path']
-        try:
-            with open(path, 'rb') as file:
-                content = file.read()
-        except OSError as error:
-            raise DataError(f"'{path}': {error.strerror}; expected a picture") from None
-        # a decoder fills in gray where a JPEG has been cut off, and warns at best
-        if content.startswith(b'\xff\xd8') and b'\xff\xd9' not in content[-4096:]:
-            raise DataError(f"'{path}' is cut off: a JPEG without its end ({len(content)} bytes)")
-        try:
-            image = mmcv.imfrombytes(content) if content else None
-        except Exception:  # noqa: BLE001  (OpenCV's error, or that of a decoder)
-            image = None
-        if image is None:
-            raise DataError(f"'{path}' is cut off or no picture ({len(content)} bytes)")
+        image = read_image(results['img_path'])
         return dict(results, img=image, img_shape=image.shape[:2])
 
 

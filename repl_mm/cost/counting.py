@@ -83,7 +83,7 @@ def measure(backbone: nn.Module, inputs: ImageInput | None = None, moments: int 
         RuntimeError: If the backbone cannot run on fake tensors: mmcv's compiled operators (DCN) cannot.
     """
     inputs = inputs or ImageInput()
-    backbone, mode = _fake(backbone)
+    backbone, mode = on_fake_tensors(backbone)
     params = list(backbone.parameters())
     trainable = sum(p.numel() for p in params if p.requires_grad)
     saved = weakref.WeakSet()  # handles that autograd still holds at the end of the forward pass
@@ -132,7 +132,7 @@ def synthesize(backbone: nn.Module) -> None:
 
 def synthesis_flops(backbone: nn.Module) -> int:
     """Return the FLOPs of :func:`synthesize`, a part of :attr:`Cost.flops`; 0 where nothing is synthesized."""
-    backbone, mode = _fake(backbone)
+    backbone, mode = on_fake_tensors(backbone)
     with no_random_change(), mode, _FlopCounter() as counter:
         synthesize(backbone)
     return counter.total
@@ -159,7 +159,7 @@ def no_random_change() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _fake(backbone: nn.Module) -> tuple[nn.Module, FakeTensorMode]:
+def on_fake_tensors(backbone: nn.Module) -> tuple[nn.Module, FakeTensorMode]:
     """Copy of a backbone on fake CPU tensors, in train mode, and the mode to run it under."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # tensors that are neither parameter nor buffer stay real
     with mode:

@@ -1,0 +1,198 @@
+"""Make a trained network cheaper: choose blocks, replace them, fit the layers, heal the network, test it, report.
+
+    python tools/compress.py CONFIG STOCK OUT_DIR --images DIR --flops 0.8 --heal-steps 400
+
+CONFIG, STOCK and the budgets are those of tools/plan.py; no label is read but for the test. DIR is a folder of
+pictures, or the data_root of the config's dataset where that is not in pictures. Every stage is a tool of its own
+(plan, convert, heal, merge, test); what is done is not done again, so the same command goes on where it was stopped.
+OUT_DIR has a report, report.md, the config plan/NAME_chosen.py and the checkpoint healed.pth.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from _common import one_line_errors, read_quietly, stop
+from _trained import add_budgets, load_stock, one_backbone, read_budget
+from mmengine.config import DictAction
+
+from repl_mm import apply_repl, config, cost
+from repl_mm.compression import page, plot_healing, score
+from repl_mm.data_checks import DataError, check_data
+from repl_mm.heads import trained_model
+from repl_mm.pictures import pictures_in
+from repl_mm.surgery import check_keys
+
+TOOLS = Path(__file__).resolve().parent
+
+
+class Words(DictAction):
+    """Keeps the words as they were given too, for other tools."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.words = ['--cfg-options', *values]
+        super().__call__(parser, namespace, values, option_string)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('config', help='config file, or a name as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    parser.add_argument('stock', help='weights of the stock model')
+    parser.add_argument('out', type=Path, metavar='OUT_DIR', help='folder to write')
+    parser.add_argument('--images', type=Path, metavar='DIR', required=True, help='folder of unlabelled pictures')
+    add_budgets(parser)
+    parser.add_argument(
+        '--shape', type=int, nargs=2, default=[224, 224], metavar=('H', 'W'), help='of pictures (default: 224 224)'
+    )
+    parser.add_argument('--num', type=int, default=512, help='images to choose and to fit with (default: 512)')
+    parser.add_argument('--fit-steps', type=int, default=300, help='of fitting the layers together (default: 300)')
+    parser.add_argument('--block-steps', type=int, default=150, help='of fitting one layer (default: 150)')
+    parser.add_argument('--heal-steps', type=int, default=400, help='0 for none (default: 400)')
+    parser.add_argument('--batch', type=int, help="images in a step of healing (default: the config's)")
+    parser.add_argument('--amp', action='store_true', help='heal with automatic mixed precision')
+    parser.add_argument('--merge', action='store_true', help='plain modules in the place of the layers at last')
+    parser.add_argument('--data-root', help='folder of the test set, in place of data_root in all of the config')
+    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    parser.add_argument('--cfg-options', nargs='+', action=Words, default={}, help='override settings')
+    parser.set_defaults(words=[])
+    args = parser.parse_args(argv)
+    for key, low in (('num', 1), ('fit_steps', 0), ('block_steps', 0), ('heal_steps', 0), ('batch', 1)):
+        if getattr(args, key) is not None and getattr(args, key) < low:
+            parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
+    read_budget(args)
+    return args
+
+
+def remember(args):
+    """Write down what is to be done; end in one line if the folder holds something else."""
+    file = args.out / 'compress.json'
+    said = {key: str(value) for key, value in vars(args).items() if key != 'out'}
+    if not file.is_file():
+        args.out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(said, indent=1))
+        return
+    then = json.loads(file.read_text())
+    other = [key for key in said if said[key] != then.get(key)]
+    if other:
+        stop(
+            f"OUT_DIR '{args.out}' was begun with {other[0]}={then.get(other[0])}, now {said[other[0]]}: expected the "
+            'same, or another folder'
+        )
+
+
+class Stages:
+    """Runs tools one after another, each in a process of its own, and none whose result is there.
+
+    Args:
+        out (Path): Folder of the results; the times are kept there as well.
+    """
+
+    def __init__(self, out):
+        self.file = out / 'seconds.json'
+        self.seconds = json.loads(self.file.read_text()) if self.file.is_file() else {}
+
+    def run(self, name, done, tool, *words):
+        """Run a tool unless ``done()``; end with its exit code if it fails, which has said why in one line."""
+        if done():
+            print(f'{name}: done before')
+            return
+        print(f'\n== {name} ==', flush=True)
+        start = time.monotonic()
+        try:
+            code = subprocess.run([sys.executable, TOOLS / tool, *map(str, words)]).returncode
+        except KeyboardInterrupt:
+            stop(f'{name} was interrupted; the same command goes on from here')
+        if code:
+            sys.exit(code if code > 0 else 1)
+        self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - start
+        self.file.write_text(json.dumps(self.seconds, indent=1))
+
+
+def test_note(cfg, whole, stock):
+    """Return why nothing can be tested, or None."""
+    if not whole:
+        return f"Nothing was tested: '{stock}' has the weights of the backbone alone."
+    if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
+        return 'Nothing was tested: the config has no test set.'
+    try:
+        check_data(cfg, 'test')
+    except DataError as error:
+        return f'Nothing was tested: {error}'
+    return None
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    cfg = read_quietly(args)
+    path, settings = one_backbone(cfg, args.config)
+    if not args.images.is_dir():
+        stop(f"--images '{args.images}': no such folder; expected one of pictures, or the dataset's data_root")
+    root = args.data_root or (None if pictures_in(args.images) else str(args.images))
+    with one_line_errors():
+        if root:
+            config.set_data_root(cfg, root)
+        check_keys(settings.get('replace'))
+        stock, rest = load_stock(cfg, path, settings, args.stock)
+        whole = trained_model(cfg, '.'.join(map(str, path)), stock, rest)[1]
+    remember(args)
+    out, stages = args.out, Stages(args.out)
+    limit = f'{args.limit / 1e6}MB' if args.measure == 'memory' else args.limit
+    batch = ['--batch', args.batch] if args.batch else []
+    common = ['--shape', *args.shape, '--seed', args.seed]
+    stages.run(
+        'plan', (out / 'plan' / 'plan.json').is_file, 'plan.py', args.config, args.stock, '--images', args.images,
+        f'--{args.measure}', limit, '--fit', '--num', args.num, '--block-steps', args.block_steps,
+        '--out', out / 'plan', *common, *batch, *args.words,
+    )  # fmt: skip
+    plan = json.loads((out / 'plan' / 'plan.json').read_text())
+    chosen = next((out / 'plan').glob('*_chosen.py'))
+    stages.run(
+        'convert', (out / 'converted.pth').is_file, 'convert.py', args.stock, chosen, out / 'converted.pth', '--fit',
+        args.images, '--num', args.num, '--steps', args.fit_steps, '--block-steps', args.block_steps, *common,
+    )  # fmt: skip
+    last = 'converted'
+    if args.heal_steps:
+        last = 'healed'
+        stages.run(
+            'heal', (out / 'healed.pth').is_file, 'heal.py', chosen, args.stock, out / 'converted.pth',
+            out / 'healed.pth', '--images', args.images, '--steps', args.heal_steps, '--shape', *args.shape,
+            '--work-dir', out / 'heal', '--seed', args.seed, *batch, *(['--amp'] if args.amp else []),
+        )  # fmt: skip
+    files = dict(stock=out / 'stock.pth', converted=out / 'converted.pth') | {last: out / f'{last}.pth'}
+    configs = dict.fromkeys(files, chosen)
+    if args.merge:
+        files['merged'], configs['merged'] = out / 'merged.pth', out / 'merged.py'
+        stages.run('merge', files['merged'].is_file, 'merge.py', chosen, files[last], files['merged'])
+    note = test_note(cfg, whole, args.stock)
+    scores = dict.fromkeys(files)
+    if note is None:
+        cfg.model = config.with_backbones(cfg.model, config.stock_config)
+        configs['stock'] = out / 'stock.py'
+        cfg.dump(configs['stock'])
+        stages.run('stock', files['stock'].is_file, 'convert.py', args.stock, configs['stock'], files['stock'])
+        for name, file in files.items():
+            folder = out / 'test' / name
+            stages.run(
+                f'test {name}', lambda folder=folder: score(folder) is not None, 'test.py', configs[name], file,
+                '--work-dir', folder, *(['--data-root', root] if root else []),
+            )  # fmt: skip
+            scores[name] = score(folder)
+    with one_line_errors():
+        compressed = config.build(config.stock_config(settings), cfg.get('default_scope'))
+        words = {**plan['words'], 'slots': plan['slots']}
+        apply_repl(compressed, **words, **(dict(merged=True) if args.merge else {}))
+    inputs = cost.ImageInput(plan['shape'])
+    costs = cost.measure(stock, inputs), cost.measure(compressed, inputs)
+    healing = 'healing.png' if args.heal_steps and plot_healing(out / 'heal', out / 'healing.png') else None
+    text = page(Path(args.config).stem, plan, scores, stages.seconds, costs, [note] if note else [], healing)
+    (out / 'report.md').write_text(text)
+    print(f'\n{text}\n{out / "report.md"}; load_from={str(files[last])!r} with {chosen}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,123 @@
+"""Heal a network whose blocks were replaced: it learns what the stock network puts out, and no label is read.
+
+    python tools/heal.py CONFIG STOCK START OUT.pth --images DIR --steps 400
+
+CONFIG has a RepL backbone, STOCK is what tools/convert.py takes, START what it writes. DIR is a folder of pictures;
+without it, or where it is the data_root of the config's dataset, the images are the config's own training data. It
+is an ordinary training, in work_dirs/heal/OUT, and the same command goes on from its last checkpoint. OUT has the
+names of the config's model: ``load_from=OUT.pth``.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from _common import (
+    build_runner,
+    check_files,
+    end_process_group,
+    one_line_errors,
+    read_config,
+    save_whole,
+    set_data_root,
+    stop,
+)
+from mmengine.config import DictAction
+from mmengine.dist import is_main_process
+
+from repl_mm.data_checks import DataError, check_checkpoint
+from repl_mm.healing import healing_config, last_checkpoint
+from repl_mm.optim import enable_amp
+from repl_mm.pictures import pictures_in
+from repl_mm.reading import read_checkpoint, read_weights_only
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config with a RepL backbone')
+    parser.add_argument('stock', help='weights of the stock model')
+    parser.add_argument('start', help='checkpoint to start from')
+    parser.add_argument('out', type=Path, help='checkpoint to write, .pth')
+    parser.add_argument('--images', type=Path, metavar='DIR', help="folder of pictures, or the dataset's data_root")
+    parser.add_argument(
+        '--shape', type=int, nargs=2, default=[224, 224], metavar=('H', 'W'), help='of pictures (default: 224 224)'
+    )
+    parser.add_argument('--steps', type=int, default=400, help='default: 400')
+    parser.add_argument('--batch', type=int, help="images in a step (default: the config's)")
+    parser.add_argument('--lr', type=float, default=2e-3, help='of AdamW (default: 2e-3)')
+    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    parser.add_argument('--work-dir', type=Path, help='folder of logs and checkpoints (default: work_dirs/heal/OUT)')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='settings, of the healing too')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args(argv)
+    for key in ('steps', 'batch'):
+        if getattr(args, key) is not None and getattr(args, key) < 1:
+            parser.error(f'--{key} {getattr(args, key)}: must be at least 1')
+    if args.out.suffix != '.pth':
+        parser.error(f"OUT '{args.out}': expected a file name that ends with .pth")
+    return args
+
+
+def prepare(args):
+    """Return the config of the training that the arguments ask for."""
+    cfg = read_config(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    folder = args.images
+    if folder is not None and not folder.is_dir():
+        stop(f"--images '{folder}': no such folder; expected one of pictures, or the dataset's data_root")
+    if folder is not None and not pictures_in(folder):
+        set_data_root(cfg, str(folder))
+        folder = None
+    if not cfg.get('model'):
+        stop(f"config '{args.config}' has no model: expected one with a RepL backbone")
+    if folder is None and not cfg.get('train_dataloader'):
+        stop(f"config '{args.config}' has no train_dataloader: expected one, or --images DIR with pictures")
+    with one_line_errors():
+        check_checkpoint(args.stock)
+    cfg = healing_config(cfg, args.stock, args.start, args.steps, folder, args.shape, args.batch, args.lr)
+    cfg.randomness = dict(seed=args.seed)
+    cfg.merge_from_dict(args.cfg_options)
+    if args.amp:
+        with one_line_errors(ValueError):
+            enable_amp(cfg)
+    cfg.launcher = args.launcher
+    cfg.work_dir = str(args.work_dir or Path('work_dirs') / 'heal' / args.out.stem)
+    return cfg
+
+
+def go_on(cfg):
+    """Let a healing go on from its latest checkpoint; one of other settings is not touched."""
+    work_dir, text = Path(cfg.work_dir), cfg.pretty_text
+    said = work_dir / 'heal.py'
+    if not said.is_file():
+        work_dir.mkdir(parents=True, exist_ok=True)
+        said.write_text(text)
+    elif said.read_text() != text:
+        stop(f"'{work_dir}' holds a healing with other settings: remove it, or choose another --work-dir")
+    latest = last_checkpoint(work_dir)
+    if latest:
+        cfg.resume, cfg.load_from = True, latest
+    return latest
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    read_weights_only()
+    cfg = prepare(args)
+    check_files(cfg, 'train')
+    latest = go_on(cfg)
+    if latest is None or not latest.endswith(f'iter_{args.steps}.pth'):
+        with one_line_errors(DataError, ValueError):
+            build_runner(cfg).train()
+    if is_main_process():
+        state = read_checkpoint(last_checkpoint(cfg.work_dir))['state_dict']
+        save_whole(dict(state_dict=state, meta=dict(stock=Path(args.stock).name)), args.out)
+        print(f"{args.out}: {len(state)} tensors; load_from='{args.out}'")
+    end_process_group()
+
+
+if __name__ == '__main__':
+    main()
