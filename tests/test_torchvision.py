@@ -21,6 +21,7 @@ from repl_mm.reading import read_checkpoint
 torchvision = pytest.importorskip('torchvision', reason='STACK=torchvision has it', exc_type=ImportError)
 timm = pytest.importorskip('timm', reason='STACK=torchvision has it')
 mmpretrain = pytest.importorskip('mmpretrain', reason='STACK=torchvision has it')
+pytest.importorskip('mmpretrain.models')
 
 BUILT = {
     'torchvision resnet18': lambda: torchvision.models.resnet18(),
