@@ -227,6 +227,7 @@ def test_the_hooks_of_rtmdet_and_yolox_work_with_repl(name, mini_coco, tmp_path)
     cfg.model.backbone.update(init_cfg=None, widen_factor=0.125, deepen_factor=0.67)
     cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
     cfg.model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=4)
+    cfg.model.test_cfg.score_thr = 0.0  # however untrained, it predicts boxes
     if not rtmdet:
         cfg.model.data_preprocessor.batch_augments = None  # it would make the pictures larger
     root = f'{mini_coco}/'
