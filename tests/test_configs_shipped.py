@@ -1,5 +1,6 @@
 """The shipped configs: they change a few words of their bases, and their backbones are RepL backbones."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,22 @@ BASES = {
     'detr_r50_repl_coco': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
     'retinanet_swin-t_repl_coco': 'mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py',
     'mask-rcnn_swin-t_repl_coco': 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    'rtmdet_tiny_repl_coco': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'yolox_tiny_repl_coco': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+    'faster-rcnn_hrnetv2p-w18_repl_coco': 'mmdet::hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py',
 }
+# the hooks of their bases stay, and say how large the images are
+HOOKS = {
+    'rtmdet_tiny_repl_coco': ['EMAHook', 'PipelineSwitchHook'],
+    'yolox_tiny_repl_coco': ['YOLOXModeSwitchHook', 'SyncNormHook', 'EMAHook'],
+}
+# their backbones are mmpretrain's, which only one of the tested stacks has
+WITH_MMPRETRAIN = {
+    'mask-rcnn_convnext-t_repl_coco': 'mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py',
+    'upernet_convnext-t_repl_ade20k': 'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py',
+}
+ADE20K = {'segnext_mscan-t_repl_ade20k': 'mmseg::segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py'}
+HERE = {**BASES, **ADE20K, **(WITH_MMPRETRAIN if find_spec('mmpretrain') else {})}
 # mmdet has no plain ViT: these take mmseg's
 WITH_VIT = {
     'retinanet_vit-b_repl_coco': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -32,21 +48,25 @@ TRANSFORMERS = [*(name for name in BASES if 'swin' in name), *WITH_VIT]
 
 
 def test_every_shipped_coco_config_is_tested():
-    assert {path.stem for path in CONFIGS.glob('*_repl_coco.py')} == {*BASES, *WITH_VIT}
+    shipped = {path.stem for kind in ('coco', 'ade20k') for path in CONFIGS.glob(f'*_repl_{kind}.py')}
+    assert shipped == {*BASES, *WITH_VIT, *WITH_MMPRETRAIN, *ADE20K}
 
 
-@pytest.mark.parametrize('name', BASES)
+@pytest.mark.parametrize('name', HERE)
 def test_four_words_turn_the_stock_config_into_the_shipped_one(name, tmp_path):
     pytest.importorskip('mmdet')
     base = tmp_path / 'stock.py'
-    base.write_text(f'_base_ = {BASES[name]!r}')
+    base.write_text(f'_base_ = {HERE[name]!r}')
     stock = Config.fromfile(base).to_dict()
-    kind = stock['model']['backbone']['type']
-    assert kind == ('SwinTransformer' if 'swin' in name else 'ResNet')
-    assert not {'custom_hooks', 'custom_imports'} & set(stock)
-    stock['model']['backbone'].update(type=f'RepL{kind}', replace={})
-    stock['custom_hooks'] = [dict(type='RepLHook')]
-    stock['custom_imports'] = dict(imports=['repl_mm'])
+    package, _, kind = stock['model']['backbone']['type'].rpartition('.')
+    imports = stock.setdefault('custom_imports', dict(imports=[]))
+    assert imports['imports'] == (['mmpretrain.models'] if package else [])
+    stock['model']['backbone'].update(type='.'.join(filter(None, [package, f'RepL{kind}'])), replace={})
+    hooks = stock.setdefault('custom_hooks', [])
+    assert [hook['type'] for hook in hooks] == HOOKS.get(name, [])
+    shape = dict(shape=(640, 640)) if hooks else dict(shape=(512, 512)) if 'ade20k' in name else {}
+    hooks.append(dict(type='RepLHook', **shape))
+    imports['imports'].append('repl_mm')
     assert Config.fromfile(CONFIGS / f'{name}.py').to_dict() == stock
 
 
@@ -57,21 +77,27 @@ PLANS = {
     'r101': [(1, 1), *((2, i) for i in range(1, 22, 2)), (3, 1)],
     'swin-t': [(0, 1), (1, 1), (2, 1), (2, 4), (3, 1)],
     'vit-b': [(0, 1), (0, 4), (0, 7), (0, 10)],
+    'hrnetv2p-w18': None,  # many
+    'rtmdet_tiny': [(1, 0)],
+    'yolox_tiny': [(1, 1)],
+    'convnext-t': [(0, 1), (1, 1), *((2, i) for i in range(1, 8, 2)), (3, 1)],
+    'mscan-t': [(0, 1), (1, 1), (2, 1), (2, 3), (3, 1)],
 }
 
 
-@pytest.mark.parametrize('name', [*BASES, *WITH_VIT])
+@pytest.mark.parametrize('name', [*HERE, *WITH_VIT])
 def test_the_backbone_holds_a_plan(name):
     pytest.importorskip('mmdet')
     settings = Config.fromfile(CONFIGS / f'{name}.py').model.backbone
     settings.init_cfg = None  # nothing is downloaded here
-    with DefaultScope.overwrite_default_scope('mmdet'):
+    with DefaultScope.overwrite_default_scope('mmseg' if 'ade20k' in name else 'mmdet'):
         backbone = MODELS.build(settings)
-    assert f'RepL{type(backbone).__name__}' == settings.type
-    package = 'mmseg' if name in WITH_VIT else 'mmdet'
+    assert f'RepL{type(backbone).__name__}' == settings.type.rpartition('.')[2]
+    package = 'mmpretrain' if name in WITH_MMPRETRAIN else 'mmseg' if name in {**WITH_VIT, **ADE20K} else 'mmdet'
     assert type(backbone).__module__.startswith(f'{package}.models.backbones.')
     slots = [(slot.stage, slot.index) for slot in plan_of(backbone).slots]
-    assert slots == PLANS[name.split('_')[1]]
+    plan = PLANS[name.removesuffix('_repl_coco') if name in HOOKS else name.split('_')[1]]
+    assert slots == plan or (plan is None and len(slots) == 38)
     if name in WITH_VIT:  # what the neck sees comes out of layers of their own
         assert not {(0, index) for index in backbone.out_indices} & set(slots)
 
@@ -177,6 +203,7 @@ CITYSCAPES = {
     for name in ('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus')
     for depth in (50, 101)
 } | {
+    'fcn_hr18s_repl_cityscapes': 'mmseg::hrnet/fcn_hr18s_4xb2-80k_cityscapes-512x1024.py',
     'segformer_mit-b2_repl_cityscapes': 'mmseg::segformer/segformer_mit-b2_8xb1-160k_cityscapes-1024x1024.py',
     'setr_vit-l_pup_repl_cityscapes': 'mmseg::setr/setr_vit-l_pup_8xb1-80k_cityscapes-768x768.py',
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
@@ -215,6 +216,29 @@ def test_default_keeps_most_of_the_saving(reference):
     assert cost.share_kept(got, e2e, limit, 'flops') >= 0.6
     assert cost.share_kept(got, e2e, limit, 'activation_bytes') >= 0.6
     assert 0 < cost.synthesis_flops(net) < 0.02 * got.flops
+
+
+@pytest.mark.parametrize(
+    ('name', 'depth', 'settings'),
+    [('ResNeXt', 101, dict(groups=32, base_width=4)), ('RegNet', None, dict(arch='regnetx_3.2gf'))],
+)
+def test_grouped_blocks_keep_most_of_the_saving(name, depth, settings):
+    """Of a ResNeXt, the layers are as wide as those of the ResNet of the same cost."""
+    settings = dict(settings, type=name, **({} if depth is None else dict(depth=depth)))
+    plans = [None, dict(mode='remove'), dict()]
+    nets = [
+        small.build(settings if plan is None else dict(settings, type=f'RepL{name}', replace=plan)) for plan in plans
+    ]
+    e2e, limit, got = map(cost.measure, nets)
+    assert cost.share_kept(got, e2e, limit, 'flops') >= 0.69
+    assert cost.share_kept(got, e2e, limit, 'activation_bytes') >= 0.7
+    if name == 'ResNeXt':
+        twin = small.build(dict(type='RepLResNet', depth=101, replace=dict()))
+        widths = [
+            [layer.repl['reduce'].source.shape[0] for _, layer in repl_mm.computing_layers(net)]
+            for net in (nets[2], twin)
+        ]
+        assert widths[0] == widths[1]
 
 
 def test_mode_remove_is_the_limit(reference):

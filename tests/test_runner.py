@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.models import ResNet
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, DefaultScope
@@ -206,6 +207,68 @@ def test_layer_decay_sees_a_stock_backbone(mini_coco, tmp_path):
         )
         with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(NotImplementedError):
             build_optim_wrapper(MODELS.build(cfg.model), wrapper)
+
+
+def smaller(node, old=(640, 1280, 416), new=64):
+    """A part of a config with small images."""
+    if isinstance(node, dict):
+        return {key: smaller(value, old, new) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(smaller(item, old, new) for item in node)
+    return new * (2 if node == 1280 else 1) if type(node) is int and node in old else node
+
+
+@pytest.mark.parametrize('name', ['rtmdet_tiny', 'yolox_tiny'])
+def test_the_hooks_of_rtmdet_and_yolox_work_with_repl(name, mini_coco, tmp_path):
+    """Their averaged models and the switch of augmentation, through the shipped configs, on small pictures."""
+    cfg = smaller(Config.fromfile(REPO / 'configs' / f'{name}_repl_coco.py').to_dict())
+    cfg = Config(cfg)
+    rtmdet = name == 'rtmdet_tiny'
+    cfg.model.backbone.update(init_cfg=None, widen_factor=0.125, deepen_factor=0.67)
+    cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
+    cfg.model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=4)
+    cfg.model.test_cfg.score_thr = 0.0  # however untrained, it predicts boxes
+    if not rtmdet:
+        cfg.model.data_preprocessor.batch_augments = None  # it would make the pictures larger
+    root = f'{mini_coco}/'
+    for split, loader in (('train', cfg.train_dataloader), ('val', cfg.val_dataloader), ('val', cfg.test_dataloader)):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        dataset = loader.dataset if split == 'val' or rtmdet else loader.dataset.dataset
+        dataset.update(
+            data_root=root, ann_file=f'annotations/instances_{split}.json', data_prefix=dict(img=f'{split}/')
+        )
+        dataset.metainfo = dict(classes=('circle', 'square', 'triangle', 'star'))
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        evaluator.ann_file = f'{root}annotations/instances_val.json'
+    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=3)
+    cfg.default_hooks.checkpoint.interval = 1
+    ema, switch = (0, 1) if rtmdet else (2, 0)
+    cfg.custom_hooks[ema].update(momentum=0.1, gamma=1)
+    cfg.custom_hooks[switch].update(dict(switch_epoch=1) if rtmdet else dict(num_last_epochs=2))
+    cfg.update(work_dir=str(tmp_path), randomness=dict(seed=0))
+    cfg.visualizer.name = str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+
+    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert ('Switch pipeline now!' if rtmdet else 'No mosaic and mixup aug now!') in log
+    hook = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook')
+    averaged = hook.ema_model.module
+    layers = dict(repl_mm.computing_layers(averaged))
+    assert layers and layers.keys() == dict(repl_mm.computing_layers(runner.model)).keys()
+    inside = {id(module) for module in averaged.modules()}
+    assert all(id(watch.block) in inside for layer in layers.values() for watch in layer.neighbours)
+    saved = read_checkpoint(tmp_path / 'epoch_3.pth')
+    trained, mean = saved['ema_state_dict'], saved['state_dict']  # the hook swaps them
+    new = [key for key in mean if '.repl.' in key]
+    assert new and all(f'module.{key}' in trained for key in new)
+    assert any(not torch.equal(mean[key], trained[f'module.{key}']) for key in new)
+    assert runner.message_hub.get_scalar('val/coco/bbox_mAP').current() >= -1
+
+    cfg.update(resume=True, load_from=str(tmp_path / 'epoch_2.pth'))
+    again = Runner.from_cfg(cfg)
+    again.train()  # the switch comes before the first epoch then
+    assert again.epoch == 3
 
 
 # ---- killed and resumed -------------------------------------------------------------------------------------------

@@ -275,6 +275,13 @@ VIT = {
 }
 LEVELS = [32] * 4
 SMALLER = {
+    'fcn_hr18s': {
+        'backbone.extra.stage2.num_channels': (4, 8),
+        'backbone.extra.stage3.num_channels': (4, 8, 16),
+        'backbone.extra.stage4.num_channels': (4, 8, 16, 32),
+        'decode_head.in_channels': [4, 8, 16, 32],
+        'decode_head.channels': 16,
+    },
     'deeplabv3plus': {**RESNET, 'decode_head.c1_in_channels': 32, 'decode_head.c1_channels': 8},
     'deeplabv3': RESNET,
     'fcn': RESNET,

@@ -9,8 +9,10 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
+from small import MMPRETRAIN
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
@@ -22,6 +24,7 @@ from repl_mm.reading import read_checkpoint
 torchvision = pytest.importorskip('torchvision', reason='STACK=torchvision has it', exc_type=ImportError)
 timm = pytest.importorskip('timm', reason='STACK=torchvision has it')
 mmpretrain = pytest.importorskip('mmpretrain', reason='STACK=torchvision has it')
+pytest.importorskip('mmpretrain.models')
 
 BUILT = {
     'torchvision resnet18': lambda: torchvision.models.resnet18(),
@@ -204,6 +207,54 @@ def test_a_timm_backbone_of_a_config(package, name):
     assert not report.missing_keys and not report.unexpected_keys
     stock = config.stock_config(dict(settings, replace=dict(every=2)))
     assert stock == dict(type=f'{prefix}TIMMBackbone', model_name=name, features_only=True, pretrained=False)
+
+
+def rates(backbone, constructor, **paramwise):
+    """The learning rates of a model's parameters by name."""
+    scope = constructor.partition('.')[0]
+    if scope == 'mmpretrain':
+        model = config.build(dict(type='ImageClassifier', backbone=backbone, head=None), scope)
+    else:
+        model = torch.nn.Module()
+        model.backbone = config.build(backbone, scope)
+    wrapper = dict(
+        constructor=constructor, paramwise_cfg=paramwise, optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05)
+    )
+    with DefaultScope.overwrite_default_scope(scope):
+        groups = build_optim_wrapper(model, dict(type='OptimWrapper', **wrapper)).optimizer.param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: group['lr'] for group in groups for p in group['params']}
+
+
+@pytest.mark.parametrize('operator', ['mlp', 'full'])
+@pytest.mark.parametrize(
+    ('constructor', 'paramwise', 'name'),
+    [
+        ('mmdet.LearningRateDecayOptimizerConstructor', dict(decay_type='layer_wise'), 'convnext'),
+        ('mmdet.LearningRateDecayOptimizerConstructor', dict(decay_type='stage_wise'), 'convnext'),
+        ('mmseg.LearningRateDecayOptimizerConstructor', dict(decay_type='layer_wise'), 'convnext'),
+        ('mmseg.LearningRateDecayOptimizerConstructor', dict(decay_type='stage_wise'), 'convnext'),
+        ('mmpretrain.LearningRateDecayOptimWrapperConstructor', {}, 'convnext'),
+        ('mmpretrain.LearningRateDecayOptimWrapperConstructor', {}, 'mmpretrain vit'),
+        ('mmpretrain.LearningRateDecayOptimWrapperConstructor', {}, 'mmpretrain swin'),
+    ],
+)
+def test_layer_decay_gives_computing_layers_the_rate_of_their_place(constructor, paramwise, name, operator):
+    """Control: the rates of the stock model, those of the replaced block among them."""
+    settings = {key: value for key, value in MMPRETRAIN[name].items() if key != '_scope_'}
+    settings['type'] = f'mmpretrain.{settings["type"]}'
+    paramwise = dict(paramwise, layer_decay_rate=0.5)
+    if not constructor.startswith('mmpretrain'):
+        paramwise = dict(decay_rate=0.5, num_layers=6, **{k: v for k, v in paramwise.items() if k == 'decay_type'})
+    stock = rates(settings, constructor, **paramwise)
+    settings = config.repl_config(settings, operator=operator)
+    found = rates(settings, constructor, **paramwise)
+    new = {key: rate for key, rate in found.items() if '.repl.' in key}
+    assert new and len(set(stock.values())) > 3
+    for key, rate in found.items():
+        block = key.partition('.repl.')[0] + '.'
+        wanted = {stock[key]} if key not in new else {r for other, r in stock.items() if other.startswith(block)}
+        assert wanted == {rate}, key
 
 
 def test_a_timm_network_that_nothing_serves_is_refused_in_one_line():

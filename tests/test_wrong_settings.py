@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
+from small import WITH_MMPRETRAIN
 
 from repl_mm import PlanError, apply_repl, plan_of
 from repl_mm.families import encoder
@@ -146,6 +147,23 @@ TABLE = {
         ],
     ),
 }
+if WITH_MMPRETRAIN:
+    CONVNEXT = dict(_scope_='mmpretrain', type='RepLConvNeXt', arch='atto')
+    TIMM = dict(_scope_='mmpretrain', type='RepLTIMMBackbone')
+    TABLE |= {
+        'operator of ConvNeXt': (dict(operator='half'), CONVNEXT, ["replace.operator='half'", "'mlp', 'full'"]),
+        'slot of ConvNeXt': (dict(slots=[(2, 6)]), CONVNEXT, ['(2, 6)', 'ConvNeXt']),
+        'operator within timm': (
+            dict(operator='half'),
+            dict(TIMM, model_name='convnext_atto', features_only=True),
+            ["replace.operator='half'", "'mlp', 'full'"],
+        ),
+        'unknown key within timm': (
+            dict(evry=2),
+            dict(TIMM, model_name='resnet18'),
+            ['replace.evry=2', 'unknown key'],
+        ),
+    }
 
 
 def whole(backbone):

@@ -87,6 +87,7 @@ def build(
     neighbours: tuple[nn.Module, ...],
     step: int = 1,
     copies: bool = False,
+    width: Callable[[nn.Module], int] | None = None,
 ) -> nn.Module:
     """The computing layer that replaces ``block``.
 
@@ -98,6 +99,8 @@ def build(
         step (int): Hidden widths are multiples of it. Defaults to 1.
         copies (bool): Whether the backbone changes what its blocks give, see :class:`ComputingLayer`. Defaults to
             False.
+        width (callable | None): Gives the width of a block that ``plan.ratio`` is a part of. Defaults to None, its
+            hidden width.
 
     Raises:
         PlanError: The plan's operator does not exist for this kind of block.
@@ -142,7 +145,8 @@ def build(
             )
         convs = dict(conv=(_last(plan, synthesis, 'conv', (channels, channels, *kernel)), keeping))
     else:
-        hidden = max(1, round(plan.ratio * _width(block, parts) / step)) * step
+        whole = width(block) if width else _width(block, parts)
+        hidden = max(1, round(plan.ratio * whole / step)) * step
         gain = _gain(activation)
         convs = dict(
             reduce=(synthesis('reduce', (hidden, channels, 1, 1), gain=gain), {}),

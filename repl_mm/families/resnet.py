@@ -1,6 +1,7 @@
 """The ResNet family: stages ``layer1`` .. ``layerN`` of BasicBlock or Bottleneck blocks, whatever the variant."""
 
 import functools
+import math
 
 from torch import nn
 
@@ -78,4 +79,23 @@ def _drop(block: nn.Module) -> nn.Module | None:
     return getattr(block, 'drop_path', None)
 
 
-build = functools.partial(residual.build, parts)
+def dense_width(block: nn.Module) -> int:
+    """The inner width of a block of the same costs whose inner convolution is dense.
+
+    Grouped and split convolutions make a bottleneck cheap and wide: that of a ResNeXt-50 (32x4d) is as expensive as
+    that of a ResNet-50, which is half as wide. A half of its width would cost most of what the block costs.
+
+    Returns:
+        int: A multiple of 8 where the inner convolution is not dense; else the block's inner width.
+    """
+    names = parts(block)
+    width, size = len(block.conv1.weight), math.prod(block.get_submodule(names.spatial[0]).kernel_size)
+    inner = sum(block.get_submodule(name).weight.numel() for name in names.spatial)
+    if names.spatial == names.reduce or inner == size * width**2:
+        return width
+    outer = block.conv1.weight[0].numel() + len(block.conv3.weight)
+    cost = outer * width + inner  # multiplications at every position, of the wanted block outer * w + size * w^2
+    return max(1, round((math.sqrt(outer**2 + 4 * size * cost) - outer) / (2 * size) / 8)) * 8
+
+
+build = functools.partial(residual.build, parts, width=dense_width)
