@@ -18,7 +18,7 @@ from test_conversion import build_model, write_config
 from test_tools import detector, run, run_well
 
 import repl_mm
-from repl_mm import config, healing, heads, pictures
+from repl_mm import config, heads, healing, pictures
 from repl_mm.conversion import tensors
 from repl_mm.reading import read_checkpoint
 
@@ -138,7 +138,7 @@ def test_a_backbones_weights_alone_teach_the_backbone(teacher, tmp_path):
 def test_a_blend_goes_from_the_block_to_its_layer(teacher):
     model, file = teacher
     student = healed(CLASSIFIER, file, blend=10, norm_eval=True)
-    student.load_state_dict(dict(student.state_dict(), **{k: v for k, v in model.state_dict().items()}), strict=False)
+    student.load_state_dict(dict(student.state_dict(), **model.state_dict()), strict=False)
     student.train()
     hub, x = MessageHub.get_current_instance(), images(4, 32)
     name, layer = next(repl_mm.computing_layers(student))
