@@ -125,7 +125,7 @@ class Healing(Specialized):
 
 
 @MODELS.register_module()
-def HealedModel(student, teacher, temperature=4.0, norm_eval=False, blend=0, **settings):
+def HealedModel(student, teacher, temperature=4.0, norm_eval=True, blend=0, **settings):
     """Build a model that learns what its stock network puts out, from images without labels.
 
     Args:
@@ -134,7 +134,7 @@ def HealedModel(student, teacher, temperature=4.0, norm_eval=False, blend=0, **s
             the whole model, its outputs count beside those of the backbone (a classifier's logits, the maps of a dense
             head; for two stages or queries the neck's maps); else those of the backbone alone.
         temperature (float): Logits are divided by it. Defaults to 4.
-        norm_eval (bool): Whether batch norms keep their statistics. Defaults to False.
+        norm_eval (bool): Whether batch norms keep their statistics. Defaults to True.
         blend (int): Steps in which each replaced block gives way to its computing layer: what comes out is a mixture
             of both, with a share of the teacher's block that falls from 1 to 0. Defaults to 0, no mixture.
         **settings: Of the model, with a RepL backbone or a stock one.
