@@ -46,7 +46,7 @@ class Pretended:
             out.mkdir(parents=True)
             (out / 'resnet_chosen.py').write_text('')
             step = dict(slots=[[1, 1]], distance=0.1, left=0.75)
-            plan = dict(backbone='CifarResNet', measure='flops', limit=0.8, words=dict(mode='own'))
+            plan = dict(backbone='CifarResNet', measure='flops', limit=0.8, words=dict(mode='own'), share='1 own')
             (out / 'plan.json').write_text(json.dumps(dict(plan, slots=[[1, 1]], steps=[step], shape=[32, 32])))
         elif name == 'test.py':
             work = Path(words[words.index('--work-dir') + 1]) / '1'
