@@ -29,6 +29,7 @@ from .surgery import apply_repl, check_keys, plan_of
 from .tables import markdown
 
 Place = tuple[int, int]  # (stage, index), as in ``replace.slots``
+Option = tuple  # a place, with the name of what stands there where there is a choice: (stage, index, kind)
 
 PLACES = ('every', 'stages', 'slots')  # keys of ``replace`` that say where; all others say what
 BORROWING = ('fuse', 'share', 'random')  # modes whose layers depend on their neighbours
@@ -62,11 +63,18 @@ class Block:
         influence (float): Distance of the outputs with this block alone replaced; 0 is none, 1 is their variance.
         savings (dict[str, float]): What replacing it alone saves, as shares of the stock network's, by the names of
             :data:`MEASURES`.
+        kind (str): What would stand there, where there is a choice. Defaults to ''.
     """
 
     place: Place
     influence: float
     savings: dict[str, float]
+    kind: str = ''
+
+    @property
+    def option(self) -> Option:
+        """tuple: Its place, and its kind where there is a choice."""
+        return (*self.place, self.kind) if self.kind else self.place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +82,12 @@ class Step:
     """One step of the choice.
 
     Attributes:
-        slots (tuple[tuple[int, int]]): The blocks chosen after it.
+        slots (tuple[tuple]): The blocks chosen after it, as (stage, index), or (stage, index, kind).
         distance (float): Of the outputs then.
         left (float): What is left of the limited cost then, as a share of the stock network's.
     """
 
-    slots: tuple[Place, ...]
+    slots: tuple[Option, ...]
     distance: float
     left: float
 
@@ -96,6 +104,7 @@ class Choice:
         words (dict): The other words of ``replace``.
         blocks (tuple[Block]): All blocks that can be replaced.
         steps (tuple[Step]): How the choice grew; the last one is the choice.
+        kinds (dict[str, dict]): What each slot could choose among: words of ``replace`` by name. Defaults to none.
     """
 
     backbone: str
@@ -105,27 +114,40 @@ class Choice:
     words: dict
     blocks: tuple[Block, ...]
     steps: tuple[Step, ...]
+    kinds: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def slots(self) -> tuple[Place, ...]:
-        """tuple[tuple[int, int]]: The chosen blocks."""
+    def slots(self) -> tuple[Option, ...]:
+        """tuple[tuple]: The chosen blocks, as (stage, index), or (stage, index, kind) where there was a choice."""
         return self.steps[-1].slots
 
     @property
     def replace(self) -> dict:
         """dict: What to write into the backbone's config as ``replace``."""
-        return dict(slots=list(self.slots), **self.words)
+        return dict(slots=[slot_of(option, self.kinds) for option in self.slots], **self.words)
+
+    @property
+    def share(self) -> str:
+        """str: What RepL's share in the result is: the slots whose layers borrow from their neighbours."""
+        modes = [
+            dict(self.words, **(self.kinds[option[2]] if self.kinds else {})).get('mode', 'fuse')
+            for option in self.slots
+        ]
+        fused = modes.count('fuse')
+        others = ', '.join(f'{modes.count(mode)} {mode}' for mode in dict.fromkeys(modes) if mode != 'fuse')
+        return f'RepL (fuse) stands in {fused} of {len(modes)} slots' + (f'; {others}' if others else '')
 
     def to_dict(self) -> dict:
         """The choice as plain lists, numbers and strings."""
-        return dict(dataclasses.asdict(self), slots=[list(slot) for slot in self.slots])
+        slots = [list(slot_of(option, self.kinds)) for option in self.slots]
+        return dict(dataclasses.asdict(self), slots=slots, share=self.share)
 
     def __str__(self) -> str:
         shown = [name for name in MEASURES if name in self.blocks[0].savings]
         rows = [
             [
-                name_of(block.place),
-                'x' if block.place in self.slots else '',
+                name_of(block.option),
+                'x' if block.option in self.slots else '',
                 f'{block.influence:.4f}',
                 *(f'{block.savings[name]:.1%}' for name in shown),
             ]
@@ -139,12 +161,19 @@ class Choice:
         for number, step in enumerate(self.steps, 1):
             places = ' '.join(map(name_of, step.slots))
             lines.append(f'step {number}: distance {step.distance:.4f}, {self.measure} {step.left:.3f}: {places}')
+        if self.kinds:
+            lines.append(f'{self.share}.')
         return '\n'.join(lines)
 
 
-def name_of(place: Place) -> str:
-    """A place as people write it: stage.index."""
-    return f'{place[0]}.{place[1]}'
+def name_of(option: Option) -> str:
+    """A place as people write it: stage.index, and what stands there where there is a choice."""
+    return f'{option[0]}.{option[1]}' + (f' {option[2]}' if len(option) > 2 else '')
+
+
+def slot_of(option: Option, kinds: dict[str, dict]) -> tuple:
+    """An option as an item of ``replace.slots``."""
+    return (*option[:2], dict(kinds[option[2]])) if len(option) > 2 else tuple(option)
 
 
 # ---- what can be replaced, and what it saves ------------------------------------------------------------------------
@@ -182,32 +211,34 @@ class Savings:
         words (dict): Words of ``replace`` but for the slots.
         count (Callable | None): Gives the :class:`repl_mm.cost.Cost` of a backbone. Defaults to None, that of the
             backbone alone on 2 images of 800x1344.
+        kinds (dict | None): Words of single slots by name. Defaults to None.
     """
 
-    def __init__(self, backbone: nn.Module, words: dict, count: Callable[[nn.Module], Cost] | None = None):
+    def __init__(self, backbone: nn.Module, words: dict, count: Callable | None = None, kinds: dict | None = None):
         self.backbone = backbone
+        self.kinds = kinds or {}
         self.words = words
         self.count = count or measure
         self.known = {}
 
-    def cost(self, places: Iterable[Place] = ()) -> Cost:
+    def cost(self, places: Iterable[Option] = ()) -> Cost:
         """The cost with these blocks replaced; of the stock network without any."""
         places = frozenset(places)
         if places not in self.known:
             with no_random_change():
                 backbone = copy.deepcopy(self.backbone)
                 if places:
-                    apply_repl(backbone, slots=sorted(places), **self.words)
+                    apply_repl(backbone, slots=[slot_of(o, self.kinds) for o in sorted(places)], **self.words)
             self.known[places] = self.count(backbone)
         return self.known[places]
 
-    def left(self, places: Iterable[Place], name: str) -> float:
+    def left(self, places: Iterable[Option], name: str) -> float:
         """What is left of a cost with these blocks replaced, as a share of the stock network's."""
         figure = MEASURES[name]
         stock = figure(self.cost())
         return figure(self.cost(places)) / stock if stock else 1.0  # of frozen parameters there is nothing to save
 
-    def of(self, place: Place) -> dict[str, float]:
+    def of(self, place: Option) -> dict[str, float]:
         """What replacing one block alone saves of each cost, as shares."""
         return {name: 1 - self.left([place], name) for name in MEASURES}
 
@@ -224,6 +255,7 @@ def choose(
     head: Callable | None = None,
     count: Callable[[nn.Module], Cost] | None = None,
     block_steps: int = 150,
+    kinds: dict[str, dict] | None = None,
     **replace,
 ) -> Choice:
     """Choose the blocks whose replacement moves a trained network least, under a budget.
@@ -242,6 +274,9 @@ def choose(
             count. Defaults to None, the backbone's outputs count.
         count (Callable | None): As in :class:`Savings`. Defaults to None, the backbone alone at 2x3x800x1344.
         block_steps (int): Steps of each fit. Defaults to 150.
+        kinds (dict[str, dict] | None): What each slot may choose among, each at its price: words of ``replace`` (mode,
+            operator, ratio, fusion, detach) by a name of yours, as ``dict(patch=dict(mode='patch'), repl={})``; with
+            ``fit`` only. Defaults to None, no choice.
         **replace: Words of ``replace`` but for ``slots``, ``every`` and ``stages``: what will stand in the slots.
 
     Returns:
@@ -262,22 +297,30 @@ def choose(
     if len(images) < 2:
         raise ValueError(f'images: {len(images)} are too few, expected at least 2')
     words = {key: value for key, value in check_keys(replace).items() if key not in PLACES}
+    if kinds and not fit:
+        raise PlanError(f'kinds={list(kinds)!r} without fit=True: left out, a block is the same whatever stands there')
     places = replaceable(backbone)
-    savings = Savings(backbone, words, count)
+    if kinds:
+        places = [(*place, kind) for place in places for kind in kinds]
+    savings = Savings(backbone, words, count, kinds)
     with closing(track(places, 'counting what each block saves')) as counted:
         single = {place: savings.of(place) for place in counted}
     useful = [place for place in places if single[place][measure] > 0]
-    least = savings.left(useful, measure)
+    most = {}  # what saves most in each place
+    for place in sorted(useful, key=lambda place: single[place][measure]):
+        most[place[:2]] = place
+    least = savings.left(most.values(), measure)
     if least > limit:
         raise PlanError(
-            f'{measure}={limit:g} is out of reach: with all {len(useful)} blocks replaced that save any, {least:.3f} '
+            f'{measure}={limit:g} is out of reach: with all {len(most)} blocks replaced that save any, {least:.3f} '
             f'are left; expected a share of at least {least:.3f}'
         )
-    trials = _Trials(backbone, images, words, fit, head, block_steps)
+    trials = _Trials(backbone, images, words, fit, head, block_steps, kinds)
     steps, first = [], {}
     chosen, distance = frozenset(), 0.0
     while savings.left(chosen, measure) > limit:
-        sets = {place: chosen | {place} for place in (places if not chosen else useful) if place not in chosen}
+        taken = {place[:2] for place in chosen}
+        sets = {place: chosen | {place} for place in (places if not chosen else useful) if place[:2] not in taken}
         found = trials.distances(chosen, list(sets.values()), f'choosing block {len(chosen) + 1}')
         moved = dict(zip(sets, found, strict=True))
         first = first or moved
@@ -292,20 +335,20 @@ def choose(
         chosen, distance = sets[best], moved[best]
         steps.append(Step(tuple(sorted(chosen)), distance, savings.left(chosen, measure)))
     steps += _exchanged(trials, savings, single, measure, limit, steps[-1])
-    blocks = tuple(Block(place, first[place], single[place]) for place in places)
-    return Choice(type(backbone).__name__, measure, float(limit), fit, words, blocks, tuple(steps))
+    blocks = tuple(Block(place[:2], first[place], single[place], *place[2:]) for place in places)
+    return Choice(type(backbone).__name__, measure, float(limit), fit, words, blocks, tuple(steps), kinds or {})
 
 
 def _exchanged(trials, savings, single, measure, limit, step: Step) -> Iterator[Step]:
-    """Steps that leave out a chosen block, or take one beside it instead, as long as the outputs come nearer."""
-    places = list(single)
+    """Steps that leave out a chosen block, or take one beside it or another kind, while the outputs come nearer."""
+    chain = list(dict.fromkeys(option[:2] for option in single))
     while True:
         chosen = frozenset(step.slots)
         moves = set()
         for old in chosen:
-            at = places.index(old)
-            beside = {*places[max(0, at - 1) : at + 2]} - chosen
-            moves |= {chosen - {old}, *(chosen - {old} | {new} for new in beside)}
+            at, others = chain.index(old[:2]), {option[:2] for option in chosen - {old}}
+            beside = {*chain[max(0, at - 1) : at + 2]} - others
+            moves |= {chosen - {old}, *(chosen - {old} | {new} for new in single if new[:2] in beside)} - {chosen}
         # by the sum of what single blocks save, which is nearly exact; counted is what comes out best
         within = [m for m in moves if m and 1 - sum(single[place][measure] for place in m) <= limit + SLACK]
         within.sort(key=sorted)
@@ -324,8 +367,9 @@ def _exchanged(trials, savings, single, measure, limit, step: Step) -> Iterator[
 class _Trials:
     """A copy of a trained backbone, in whose places other things are put for a moment."""
 
-    def __init__(self, backbone, images, words, fit, head, block_steps):
+    def __init__(self, backbone, images, words, fit, head, block_steps, kinds=None):
         self.backbone = backbone
+        self.kinds = kinds or {}
         self.words = words
         self.block_steps = block_steps
         self.fit = fit
@@ -423,10 +467,11 @@ class _Trials:
             [len(stage) for stage in self.stages],
             operators=self.family.OPERATORS,
             defaults=self.family.DEFAULTS,
-            slots=sorted(places),
+            slots=[slot_of(option, self.kinds) for option in sorted(places)],
             **self.words,
         )
-        keys = {(slot.stage, slot.index): self.key(slot, plan.mode) for slot in plan.slots}
+        named = {option[:2]: option[2:] for option in places}
+        keys = {(s.stage, s.index): (self.key(s, plan.at(s).mode), *named[s.stage, s.index]) for s in plan.slots}
         missing = [place for place, key in keys.items() if key not in self.layers]
         if missing and self.fit:
             fitted = self.fitted(places, missing)
@@ -442,7 +487,7 @@ class _Trials:
     def fitted(self, places: frozenset, missing: Sequence[Place]) -> dict[Place, nn.Module]:
         """Layers for some of the replaced blocks, each fitted to its block as it is in the stock network."""
         backbone = copy.deepcopy(self.backbone)
-        apply_repl(backbone, slots=sorted(places), **self.words)
+        apply_repl(backbone, slots=[slot_of(option, self.kinds) for option in sorted(places)], **self.words)
         stages = self.family.stages(backbone)
         names = {id(module): name for name, module in self.net.named_modules()}
         found = {}
@@ -507,13 +552,13 @@ def plot(choice: Choice, path: str | os.PathLike) -> None:
     axes = figure.subplots()
     order = sorted(choice.blocks, key=lambda block: block.influence)
     for chosen, color, label in ((False, 'tab:gray', 'kept'), (True, 'tab:red', 'chosen')):
-        blocks = [block for block in choice.blocks if (block.place in choice.slots) == chosen]
+        blocks = [block for block in choice.blocks if (block.option in choice.slots) == chosen]
         points = [(100 * block.savings[choice.measure], block.influence) for block in blocks]
         axes.scatter(*zip(*points, strict=True) if points else ((), ()), color=color, label=label)
         for block, point in zip(blocks, points, strict=True):
             left = order.index(block) % 2  # neighbours of about the same saving would hide each other's name
             shift, side = (-6, 'right') if left else (6, 'left')
-            axes.annotate(name_of(block.place), point, (shift, -3), textcoords='offset points', fontsize=8, ha=side)
+            axes.annotate(name_of(block.option), point, (shift, -3), textcoords='offset points', fontsize=8, ha=side)
     if all(block.influence > 0 for block in choice.blocks):
         axes.set_yscale('log')
     axes.set_xlabel(f'{choice.measure} saved, % of the stock network')

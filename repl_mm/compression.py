@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .choosing import name_of
 from .comparison.runs import read_scalars
 from .comparison.summary import METRICS
 from .cost import Cost
@@ -66,7 +67,7 @@ def page(
         notes (Sequence[str]): Further lines. Defaults to none.
         healing (str | None): The picture of the losses. Defaults to None.
     """
-    slots = ', '.join(f'{stage}.{index}' for stage, index in plan['slots'])
+    slots = ', '.join(f'{slot[0]}.{slot[1]}' for slot in plan['slots'])
     last = plan['steps'][-1]
     metric = next((found[0] for found in scores.values() if found), 'metric')
     rows = [
@@ -79,6 +80,7 @@ def page(
         f'Of {plan["backbone"]} the blocks {slots} (stage.index) were replaced: {last["left"]:.3f} of its '
         f'{plan["measure"]} are left, at most {plan["limit"]:g} were wanted.',
         f'`replace=dict({words})`',
+        f'{plan["share"]}.',
         '## What each step gave',
         markdown(['network', metric, 'file'], rows),
         *notes,
@@ -89,7 +91,7 @@ def page(
         markdown(
             ['step', 'distance of the outputs', f'{plan["measure"]} left', 'blocks'],
             [
-                [n, f'{step["distance"]:.4f}', f'{step["left"]:.3f}', ' '.join(f'{s}.{i}' for s, i in step['slots'])]
+                [n, f'{step["distance"]:.4f}', f'{step["left"]:.3f}', ' '.join(map(name_of, step['slots']))]
                 for n, step in enumerate(plan['steps'], 1)
             ],
         ),

@@ -38,7 +38,7 @@ from .registry import PACKAGES, WEIGHTS, class_of
 from .surgery import check_keys, repl_backbones
 
 NO_PATHS = ('type', '_scope_', 'backend_args', 'file_client_args')  # keys whose values are no paths of data
-HEALING = ('student', 'teacher', 'temperature', 'norm_eval', 'blend')  # words of a HealedModel, beside its model's
+HEALING = ('student', 'teacher', 'temperature', 'norm_eval')  # words of a HealedModel, beside its model's
 PATHS = ('ann_file', 'data_prefix', 'img_path', 'img_prefix', 'seg_map_path', 'seg_prefix', 'proposal_file')
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -28,7 +28,6 @@ from .pictures import plain_preprocessor
 from .registry import MODELS
 from .stock_weights import load_backbone, read_stock
 from .subclass import Specialized, specialize
-from .surgery import computing_layers
 
 WHAT = ('outputs', 'neck', 'backbone')  # what is learned beside the backbone's outputs: the first that is possible
 
@@ -125,7 +124,7 @@ class Healing(Specialized):
 
 
 @MODELS.register_module()
-def HealedModel(student, teacher, temperature=4.0, norm_eval=False, blend=0, **settings):
+def HealedModel(student, teacher, temperature=4.0, norm_eval=True, **settings):
     """Build a model that learns what its stock network puts out, from images without labels.
 
     Args:
@@ -134,9 +133,7 @@ def HealedModel(student, teacher, temperature=4.0, norm_eval=False, blend=0, **s
             the whole model, its outputs count beside those of the backbone (a classifier's logits, the maps of a dense
             head; for two stages or queries the neck's maps); else those of the backbone alone.
         temperature (float): Logits are divided by it. Defaults to 4.
-        norm_eval (bool): Whether batch norms keep their statistics. Defaults to False.
-        blend (int): Steps in which each replaced block gives way to its computing layer: what comes out is a mixture
-            of both, with a share of the teacher's block that falls from 1 to 0. Defaults to 0, no mixture.
+        norm_eval (bool): Whether batch norms keep their statistics. Defaults to True.
         **settings: Of the model, with a RepL backbone or a stock one.
 
     Returns:
@@ -150,8 +147,6 @@ def HealedModel(student, teacher, temperature=4.0, norm_eval=False, blend=0, **s
         raise ValueError(f'HealedModel.temperature={temperature!r} is not valid: expected a number above 0')
     if not isinstance(norm_eval, bool):
         raise ValueError(f'HealedModel.norm_eval={norm_eval!r} is not valid: expected True or False')
-    if isinstance(blend, bool) or not isinstance(blend, int) or blend < 0:
-        raise ValueError(f'HealedModel.blend={blend!r} is not valid: expected a number of steps, 0 or more')
     if not isinstance(teacher, str):
         raise ValueError(f"HealedModel.teacher={teacher!r} is not valid: expected the stock network's weights, a file")
     settings = dict(settings, type=student)
@@ -173,32 +168,8 @@ def HealedModel(student, teacher, temperature=4.0, norm_eval=False, blend=0, **s
     model.temperature = temperature
     model.norm_eval = norm_eval
     specialize(model, Healing)
-    if blend:
-        for name, layer in computing_layers(model):
-            layer.register_forward_hook(Blend(model.teacher, name, blend))
     print_log(f'HealedModel: what is learned beside the outputs of the backbone: {what}', logger='current')
     return model
-
-
-class Blend:
-    """Hook of a computing layer that mixes in what the teacher's block gives, less with every step of a training.
-
-    Args:
-        teacher (Teacher): Has the block.
-        name (str): Dotted name of the layer's place.
-        steps (int): After so many the layer is alone.
-    """
-
-    def __init__(self, teacher: Teacher, name: str, steps: int):
-        self.teacher = teacher
-        self.name = name
-        self.steps = steps
-
-    def __call__(self, layer: nn.Module, args: tuple, output: Tensor):
-        done = MessageHub.get_current_instance().get_info('iter', 0)
-        if not layer.training or done >= self.steps:
-            return output
-        return torch.lerp(self.teacher.model.get_submodule(self.name)(*args), output, done / self.steps)
 
 
 def load_teacher(cfg: Config, path: tuple, weights: str) -> tuple[nn.Module, bool]:
@@ -269,7 +240,7 @@ def healing_config(
     folder: str | None = None,
     shape: tuple[int, int] = (224, 224),
     batch: int | None = None,
-    lr: float = 2e-3,
+    lr: float = 3e-4,
 ) -> Config:
     """Return the config of a healing: that of a Runner's training.
 
@@ -281,7 +252,7 @@ def healing_config(
         folder (str | None): Folder with pictures. Defaults to None: the config's own training data, its labels unread.
         shape (tuple[int]): Height and width of a folder's pictures. Defaults to (224, 224).
         batch (int | None): Images in a step. Defaults to None, the config's.
-        lr (float): Learning rate of AdamW; 0.3 of it for computing layers. Defaults to 2e-3.
+        lr (float): Learning rate of AdamW; 0.3 of it for computing layers. Defaults to 3e-4.
     """
     cfg = copy.deepcopy(cfg)
     model = dict(cfg.model, type='repl_mm.HealedModel', student=cfg.model.type, teacher=str(teacher))

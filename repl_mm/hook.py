@@ -108,7 +108,8 @@ class RepLHook(Hook):
         modules = [modules] if isinstance(modules, str) else modules
         for name, backbone in backbones:
             inside = [m for m in modules if m == name or m.startswith(f'{name}.') or name.startswith(f'{m}.')]
-            lends = backbone.repl.mode in ('fuse', 'share') and not backbone.repl.merged
+            plan = backbone.repl
+            lends = not plan.merged and any(plan.at(slot).mode in ('fuse', 'share') for slot in plan.slots)
             if inside and is_model_wrapper(runner.model) and lends:
                 raise RuntimeError(
                     f'activation_checkpointing={inside!r} cannot be combined with RepL in distributed training (its '

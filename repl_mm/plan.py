@@ -11,6 +11,7 @@ from .fusion import TRANSFORMS
 
 MODES = ('fuse', 'remove', 'patch', 'linear', 'share', 'own', 'random')
 PLAIN = ('remove', 'patch', 'linear')  # those without an operator: nothing is synthesized
+WORDS = ('mode', 'operator', 'ratio', 'fusion', 'detach')  # what stands in a slot: for all of them, or for one
 KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'detach', 'merged')
 
 
@@ -46,6 +47,7 @@ class Plan:
         detach (bool): Whether the neighbours get no gradient through the computing layers.
         merged (bool): Whether the computing layers are plain modules with weights of their own. Defaults to False.
         notes (tuple[str]): What the plan left out, for the log.
+        each (dict[str, dict]): Words of single slots that differ from these, by 'stage.index'. Defaults to none.
     """
 
     backbone: str
@@ -58,11 +60,18 @@ class Plan:
     detach: bool
     merged: bool = False
     notes: tuple[str, ...] = ()
+    each: dict = dataclasses.field(default_factory=dict)
+
+    def at(self, slot: Slot) -> 'Plan':
+        """The plan with the words of one slot for all."""
+        return dataclasses.replace(self, each={}, **self.each.get(f'{slot.stage}.{slot.index}', {}))
 
     def to_dict(self) -> dict:
         """The plan as plain lists, numbers and strings (without the notes)."""
         plan = dataclasses.asdict(self)
         plan.pop('notes')
+        if not self.each:
+            plan.pop('each')
         return json.loads(json.dumps(plan))
 
     def __str__(self) -> str:
@@ -83,7 +92,9 @@ class Plan:
         for slot in self.slots:
             names = [f'{s}.{i}' for s, i in filter(None, (slot.preceding, slot.succeeding))]
             source = ' and '.join(names) if len(names) == 2 else f'{names[0]} (nothing succeeds)'
-            lines.append(f'  {slot.stage}.{slot.index} between {source}')
+            name = f'{slot.stage}.{slot.index}'
+            own = ', '.join(f'{key}={value!r}' for key, value in self.each.get(name, {}).items())
+            lines.append(f'  {name} between {source}' + (f': {own}' if own else ''))
         return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
 
 
@@ -93,16 +104,15 @@ def differences(have: dict, want: dict) -> list[str]:
     What changes no weight's meaning (``detach``, which neighbour a removed block had) is not compared. Nor is the name
     of the class, which a subclass changes: it is told beside other differences.
     """
-    lines = []
-    keys = ['depths', 'mode']
-    if not {*PLAIN} & {have.get('mode'), want.get('mode')}:
-        keys += ['operator'] + (['ratio'] if want.get('operator') not in ('half', 'conv', 'full') else [])
-        if not want.get('merged') and have.get('mode') == want.get('mode') and want.get('mode') in ('fuse', 'random'):
-            keys += ['fusion']
-    for key in keys:
-        if have.get(key) != want.get(key):
-            lines.append(_difference(key, have, want))
+    lines = [_difference('depths', have, want)] if have.get('depths') != want.get('depths') else []
     places = [{(s['stage'], s['index']) for s in plan.get('slots', [])} for plan in (have, want)]
+    if have.get('each') or want.get('each'):
+        for stage, index in sorted(places[0] & places[1]):
+            name = f'{stage}.{index}'
+            both = [{**plan, **(plan.get('each') or {}).get(name, {})} for plan in (have, want)]
+            lines += [f'slot {name}: {line}' for line in _other_words(*both)]
+    else:
+        lines += _other_words(have, want)
     for text, only in (('checkpoint', places[0] - places[1]), ('model', places[1] - places[0])):
         if only:
             lines.append(f'slots only in the {text}: {sorted(only)}')
@@ -115,6 +125,16 @@ def differences(have: dict, want: dict) -> list[str]:
     if lines and have.get('backbone') != want.get('backbone'):
         lines.insert(0, _difference('backbone', have, want))
     return lines
+
+
+def _other_words(have: dict, want: dict) -> list[str]:
+    """Differences between what stands in the slots of two plans."""
+    keys = ['mode']
+    if not {*PLAIN} & {have.get('mode'), want.get('mode')}:
+        keys += ['operator'] + (['ratio'] if want.get('operator') not in ('half', 'conv', 'full') else [])
+        if not want.get('merged') and have.get('mode') == want.get('mode') and want.get('mode') in ('fuse', 'random'):
+            keys += ['fusion']
+    return [_difference(key, have, want) for key in keys if have.get(key) != want.get(key)]
 
 
 def _difference(key: str, have: dict, want: dict) -> str:
@@ -197,7 +217,8 @@ def make_plan(
             stage's last block (see :func:`default_slots`); if no stage has two blocks, of all stages in order.
             Defaults to None, the family's if ``slots`` is not given.
         stages (Sequence[int] | None): The stages in which ``every`` works. Defaults to None, all that are not frozen.
-        slots (Sequence[tuple[int, int]] | None): Explicit (stage, index) pairs instead of ``every``. Defaults to None.
+        slots (Sequence[tuple] | None): Explicit (stage, index) pairs instead of ``every``; a third item is a dict of
+            words for this slot alone: mode, operator, ratio, fusion, detach. Defaults to None.
         mode (str): 'fuse' (RepL), or a control: 'remove' (nothing stands in the slot), 'patch' (a gain and a bias per
             channel), 'linear' (with them a linear map of the channels), 'share' (the preceding block's weights), 'own'
             (free weights) or 'random' (fixed random weights in the neighbours' place). Defaults to 'fuse'.
@@ -216,15 +237,15 @@ def make_plan(
     frozen = set(frozen)
     if every is not None and slots is not None:
         raise PlanError(f'replace.every={every!r} and replace.slots={slots!r} exclude each other: give one of them')
-    _choice(mode, 'mode', MODES)
-    operator = _choice(operators[0] if operator is None else operator, 'operator', operators)
-    ratio = defaults['ratio'] if ratio is None else ratio
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-        raise PlanError(f'replace.ratio={ratio!r} is not valid: expected a number above 0 and up to 1')
-    for key, value in (('detach', detach), ('merged', merged)):
-        if not isinstance(value, bool):
-            raise PlanError(f'replace.{key}={value!r} is not valid: expected True or False')
-    fusion = _fusion(fusion, defaults['fusion'])
+    words = dict(mode=mode, operator=operator, ratio=ratio, fusion=fusion, detach=detach)
+    checked = _check_words(words, operators, defaults)
+    if not isinstance(merged, bool):
+        raise PlanError(f'replace.merged={merged!r} is not valid: expected True or False')
+    slots, single = _split_slots(slots)
+    each = {}
+    for name, own in single.items():
+        full = _check_words({**words, **own}, operators, defaults)
+        each[name] = {key: value for key, value in full.items() if value != checked[key]}
     openers, branches = set(openers), sorted(set(branches))
     notes = []
 
@@ -256,14 +277,43 @@ def make_plan(
         backbone=backbone,
         depths=depths,
         slots=_with_neighbours(places, depths, branches),
-        mode=mode,
-        operator=operator,
-        ratio=float(ratio),
-        fusion=fusion,
-        detach=detach,
+        **checked,
         merged=merged,
         notes=tuple(notes),
+        each={name: own for name, own in each.items() if own},
     )
+
+
+def _check_words(words: dict, operators: Sequence[str], defaults: dict) -> dict:
+    """Check what stands in slots, and fill in what is left out."""
+    _choice(words['mode'], 'mode', MODES)
+    operator = _choice(operators[0] if words['operator'] is None else words['operator'], 'operator', operators)
+    ratio = defaults['ratio'] if words['ratio'] is None else words['ratio']
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        raise PlanError(f'replace.ratio={ratio!r} is not valid: expected a number above 0 and up to 1')
+    if not isinstance(words['detach'], bool):
+        raise PlanError(f'replace.detach={words["detach"]!r} is not valid: expected True or False')
+    fusion = _fusion(words['fusion'], defaults['fusion'])
+    return dict(words, operator=operator, ratio=float(ratio), fusion=fusion)
+
+
+def _split_slots(slots) -> tuple:
+    """Slots without the words that some of them have of their own, and these by 'stage.index'."""
+    if isinstance(slots, str) or not isinstance(slots, Sequence):
+        return slots, {}
+    pairs, single = [], {}
+    for slot in slots:
+        if isinstance(slot, Sequence) and not isinstance(slot, str) and len(slot) == 3 and isinstance(slot[2], dict):
+            for key, value in slot[2].items():
+                if key not in WORDS:
+                    raise PlanError(
+                        f'replace.slots holds {tuple(slot)!r}: {key}={value!r} is not valid, expected one of '
+                        f'{", ".join(WORDS)}'
+                    )
+            single[f'{slot[0]}.{slot[1]}'] = dict(slot[2])
+            slot = slot[:2]
+        pairs.append(slot)
+    return pairs, single
 
 
 def _across_stages(chosen, depths, openers, branches, every) -> set[tuple[int, int]]:
@@ -305,7 +355,9 @@ def _check_slots(slots, depths, frozen, openers) -> set[tuple[int, int]]:
     places = set()
     for slot in slots:
         if isinstance(slot, str) or not isinstance(slot, Sequence) or len(slot) != 2:
-            raise PlanError(f'replace.slots holds {slot!r}: expected a (stage, index) pair, both counted from 0')
+            raise PlanError(
+                f'replace.slots holds {slot!r}: expected a (stage, index) pair, counted from 0, and a dict of words'
+            )
         stage, index = slot
         _integer(stage, 'slots[...][0]', 0, len(depths) - 1)
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < depths[stage]:

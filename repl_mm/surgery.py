@@ -73,8 +73,9 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     for slot in plan.slots:
         between = tuple(stages[s][i] for s, i in filter(None, (slot.preceding, slot.succeeding)))
         block = stages[slot.stage][slot.index]
-        layer = family.build(plan, block, between)
-        if plan.mode == 'random':
+        here = plan.at(slot)
+        layer = family.build(here, block, between)
+        if here.mode == 'random':
             layer.replace_borrowed(torch.Generator().manual_seed(1000 * slot.stage + slot.index))
         layer = layer.to(next(block.parameters()))  # its device and precision
         layer.between = between

@@ -385,3 +385,48 @@ def test_words_that_contradict_are_named(words, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         run('config.py', *words)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+# ---- what stands in each slot ---------------------------------------------------------------------------------------
+
+
+KINDS = dict(patch=dict(mode='patch'), own=dict(mode='own', operator='conv'), repl={})
+
+
+def test_each_slot_chooses_among_kinds(tmp_path):
+    """A block that only scales and shifts its input: a patch does the same, and is the cheapest that does."""
+    stock = stock_of(CIFAR)
+    known = (1, 1)
+    identity(blocks(stock)[known])
+    choice = repl_mm.choose(
+        stock, images(16, 32), 0.97, count=count_params, fit=True, block_steps=3, kinds=KINDS, mode='fuse'
+    )
+    assert choice.steps[0].slots == ((*known, 'patch'),)
+    assert len(choice.blocks) == len(KINDS) * len(choosing.replaceable(stock))
+    assert len({option[:2] for option in choice.slots}) == len(choice.slots)
+    net = copy.deepcopy(stock)
+    plan = repl_mm.apply_repl(net, **choice.replace)
+    assert [plan.at(slot).mode for slot in plan.slots] == [KINDS[o[2]].get('mode', 'fuse') for o in choice.slots]
+    assert choice.steps[-1].left == pytest.approx(count_params(net).params / count_params(stock).params)
+    text = str(choice)
+    assert '1.1 patch' in text and 'RepL (fuse) stands in ' in text
+    assert json.loads(json.dumps(choice.to_dict()))['slots'] == json.loads(json.dumps(choice.replace['slots']))
+    choosing.plot(choice, tmp_path / 'plan.png')
+    with pytest.raises(PlanError, match='kinds=.* without fit=True'):
+        repl_mm.choose(stock, images(16, 32), 0.97, count=count_params, kinds=KINDS)
+
+
+def test_the_tool_lets_slots_choose(prepared, tmp_path, capsys):
+    words = ['--fit', '--block-steps', 2, '--flops', 0.9, '--num', 24, '--out', 'out', '--kinds', 'linear', 'own:half']
+    run(prepared, 'stock.pth', '--images', 'data', *words)
+    assert 'RepL (fuse) stands in 0 of' in capsys.readouterr().out
+    cfg = Config.fromfile(tmp_path / 'out' / 'resnet_chosen.py')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        plan = MODELS.build(cfg.model).backbone.repl
+    assert {(plan.at(slot).mode, plan.at(slot).operator) for slot in plan.slots} <= {
+        ('linear', plan.operator),
+        ('own', 'half'),
+    }
+    with pytest.raises(SystemExit):
+        run(prepared, 'stock.pth', '--images', 'data', '--kinds', 'linear')
+    assert '--kinds without --fit' in capsys.readouterr().err

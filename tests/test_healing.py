@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS
 from scipy.special import log_softmax
@@ -18,7 +17,7 @@ from test_conversion import build_model, write_config
 from test_tools import detector, run, run_well
 
 import repl_mm
-from repl_mm import config, healing, heads, pictures
+from repl_mm import config, heads, healing, pictures
 from repl_mm.conversion import tensors
 from repl_mm.reading import read_checkpoint
 
@@ -135,39 +134,11 @@ def test_a_backbones_weights_alone_teach_the_backbone(teacher, tmp_path):
         assert all(p.requires_grad for p in student.backbone.parameters())
 
 
-def test_a_blend_goes_from_the_block_to_its_layer(teacher):
-    model, file = teacher
-    student = healed(CLASSIFIER, file, blend=10, norm_eval=True)
-    student.load_state_dict(dict(student.state_dict(), **{k: v for k, v in model.state_dict().items()}), strict=False)
-    student.train()
-    hub, x = MessageHub.get_current_instance(), images(4, 32)
-    name, layer = next(repl_mm.computing_layers(student))
-    x = torch.rand(2, 4, 32, 32)
-    block = model.get_submodule(name)
-    try:
-        with torch.no_grad():
-            outs = []
-            for step in (0, 5, 10, 11):
-                hub.update_info('iter', step)
-                outs.append(layer(x))
-            first, half, last, later = outs
-            torch.testing.assert_close(first, block(x))
-            torch.testing.assert_close(half, (first + last) / 2)
-            torch.testing.assert_close(last, layer.compute(x))
-            assert torch.equal(last, later)
-            hub.update_info('iter', 0)
-            student.eval()
-            torch.testing.assert_close(layer(x), last)  # what is used is the layer alone
-    finally:
-        hub.update_info('iter', 0)
-
-
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
         (dict(temperature=0), r'HealedModel\.temperature=0 is not valid: expected a number above 0'),
         (dict(norm_eval=1), r'HealedModel\.norm_eval=1 is not valid: expected True or False'),
-        (dict(blend=-1), r'HealedModel\.blend=-1 is not valid: expected a number of steps'),
         (dict(teacher=None), r'HealedModel\.teacher=None is not valid: expected the stock'),
         (dict(teacher='nowhere.pth'), r"HealedModel\.teacher='nowhere.pth' cannot be had: .*nowhere"),
         (dict(backbone=dict(BACKBONE, depth=32)), r"HealedModel\.teacher='.*' has no values for .* tensors of"),

@@ -218,3 +218,24 @@ def test_differences_of_backbone_and_depth():
     assert lines[0] == "backbone: 'ResNet' in the checkpoint, 'ResNeXt' in the model"
     assert lines[1] == 'depths: [3, 4, 6, 3] in the checkpoint, [3, 4, 23, 3] in the model'
     assert lines[2].startswith('slots only in the model: [(2, 5), (2, 7)')
+
+
+def test_slots_may_have_words_of_their_own():
+    words = dict(operators=('separable', 'half'), defaults=dict(every=2, ratio=0.5, fusion=dict(type='mix', groups=2)))
+    slots = [(1, 1), (1, 2, dict(mode='linear')), (2, 1, dict(operator='half', mode='own'))]
+    plan = make_plan('Net', (2, 4, 3), slots=slots, **words)
+    assert [(plan.at(s).mode, plan.at(s).operator) for s in plan.slots] == [
+        ('fuse', 'separable'),
+        ('linear', 'separable'),
+        ('own', 'half'),
+    ]
+    assert "1.2 between 1.0 and 1.3: mode='linear'" in str(plan)
+    same = make_plan('Net', (2, 4, 3), slots=[(1, 1, dict(mode='fuse')), *slots[1:]], **words)
+    assert differences(plan.to_dict(), same.to_dict()) == []
+    other = make_plan('Net', (2, 4, 3), slots=[(1, 1), (1, 2), (2, 1, dict(operator='half', mode='own'))], **words)
+    assert differences(plan.to_dict(), other.to_dict()) == [
+        "slot 1.2: mode: 'linear' in the checkpoint, 'fuse' in the model"
+    ]
+    for own, message in ((dict(size=1), r'size=1 is not valid, expected one of mode, '), (dict(mode='x'), "mode='x'")):
+        with pytest.raises(PlanError, match=message):
+            make_plan('Net', (2, 4, 3), slots=[(1, 1, own)], **words)

@@ -15,6 +15,7 @@ from rich.progress import track
 from repl_mm import choosing, config
 from repl_mm.data_checks import DataError, check_checkpoint
 from repl_mm.pictures import covering, pictures_in, plain_preprocessor, read_image
+from repl_mm.plan import MODES
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 
 UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
@@ -44,6 +45,23 @@ def add_budgets(parser):
         text = f"share of the backbone's {what} that may be left" + (' (default: 0.8)' if name == 'flops' else '')
         budget.add_argument(f'--{name}', type=share, metavar='SHARE', help=text)
     budget.add_argument('--memory', type=size, metavar='8GB', help='of the whole model in training, in fp32')
+    parser.add_argument(
+        '--kinds',
+        type=kind_of,
+        nargs='+',
+        default=[],
+        metavar='KIND',
+        help='with --fit: what each slot may choose among, each at its price: modes, or MODE:OPERATOR, for instance '
+        "patch linear own fuse own:half (default: the config's words for all)",
+    )
+
+
+def kind_of(text):
+    """Return what may stand in a slot, a mode or mode:operator, as its name and its words of ``replace``."""
+    mode, _, operator = text.partition(':')
+    if mode not in MODES:
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected one of {", ".join(MODES)}, or MODE:OPERATOR')
+    return text, dict(mode=mode, **(dict(operator=operator) if operator else {}))
 
 
 def read_budget(args):

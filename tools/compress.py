@@ -143,11 +143,12 @@ def main(argv=None):
     out, stages = args.out, Stages(args.out)
     limit = f'{args.limit / 1e6}MB' if args.measure == 'memory' else args.limit
     batch = ['--batch', args.batch] if args.batch else []
+    kinds = ['--kinds', *(name for name, _ in args.kinds)] if args.kinds else []
     common = ['--shape', *args.shape, '--seed', args.seed]
     stages.run(
         'plan', (out / 'plan' / 'plan.json').is_file, 'plan.py', args.config, args.stock, '--images', args.images,
         f'--{args.measure}', limit, '--fit', '--num', args.num, '--block-steps', args.block_steps,
-        '--out', out / 'plan', *common, *batch, *args.words,
+        '--out', out / 'plan', *common, *batch, *kinds, *args.words,
     )  # fmt: skip
     plan = json.loads((out / 'plan' / 'plan.json').read_text())
     chosen = next((out / 'plan').glob('*_chosen.py'))

@@ -44,7 +44,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--steps', type=int, default=400, help='default: 400')
     parser.add_argument('--batch', type=int, help="images in a step (default: the config's)")
-    parser.add_argument('--lr', type=float, default=2e-3, help='of AdamW (default: 2e-3)')
+    parser.add_argument('--lr', type=float, default=3e-4, help='of AdamW (default: 3e-4)')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     parser.add_argument('--work-dir', type=Path, help='folder of logs and checkpoints (default: work_dirs/heal/OUT)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')

@@ -63,6 +63,8 @@ def parse_args(argv=None):
     for key, low in (('num', 1), ('batch', 1), ('block_steps', 0)):
         if getattr(args, key) is not None and getattr(args, key) < low:
             parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
+    if args.kinds and not args.fit:
+        parser.error('--kinds without --fit: left out, a block is the same whatever would stand there')
     read_budget(args)
     return args
 
@@ -137,7 +139,9 @@ def choose(cfg, path, settings, stock, rest, words, args):
     print(
         f'{len(images)} images; what counts: ' + ("the backbone's outputs" if head is None else "the model's outputs")
     )
-    choice = choosing.choose(stock, images, args.limit, args.measure, args.fit, head, count, args.block_steps, **words)
+    choice = choosing.choose(
+        stock, images, args.limit, args.measure, args.fit, head, count, args.block_steps, dict(args.kinds), **words
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     file.write_text(inherit(dict(backbone, replace=choice.replace)))
     choosing.plot(choice, args.out / 'plan.png')

@@ -1,0 +1,162 @@
+"""All stages in one command: tools/compress.py, repl_mm/compression.py."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import compress as tool
+import pytest
+import torch
+from small import write_cifar
+from test_conversion import build_model, write_config
+from test_healing import write_pictures
+from test_tools import run_well
+
+from repl_mm import compression
+from repl_mm.reading import read_checkpoint
+
+STAGES = ['plan', 'convert', 'heal', 'merge', 'stock', 'test stock', 'test converted', 'test healed', 'test merged']
+WORDS = ['--images', 'data', '--shape', 32, 32, '--merge', '--cfg-options', 'model.backbone.replace.mode=own']
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A folder with a tiny classifier's config and weights, and CIFAR-10 of noise."""
+    monkeypatch.chdir(tmp_path)
+    file = write_config(tmp_path, 'resnet')
+    torch.save(build_model(file, stock=True).state_dict(), 'stock.pth')
+    write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
+    return file
+
+
+class Pretended:
+    """Stands for the processes of the stages: each writes what the stage writes, but the one that is to be killed."""
+
+    def __init__(self):
+        self.ran, self.kill = [], None
+
+    def __call__(self, command):
+        name, words = Path(command[1]).name, command[2:]
+        self.ran.append(name)
+        if len(self.ran) == self.kill:
+            return SimpleNamespace(returncode=-9)
+        if name == 'plan.py':
+            out = Path(words[words.index('--out') + 1])
+            out.mkdir(parents=True)
+            (out / 'resnet_chosen.py').write_text('')
+            step = dict(slots=[[1, 1]], distance=0.1, left=0.75)
+            plan = dict(backbone='CifarResNet', measure='flops', limit=0.8, words=dict(mode='own'), share='1 own')
+            (out / 'plan.json').write_text(json.dumps(dict(plan, slots=[[1, 1]], steps=[step], shape=[32, 32])))
+        elif name == 'test.py':
+            work = Path(words[words.index('--work-dir') + 1]) / '1'
+            work.mkdir(parents=True)
+            (work / '1.json').write_text(json.dumps({'time': 1.0, 'accuracy/top1': 50.0 + len(self.ran)}))
+        else:
+            for word in words:
+                if word.endswith(('healed.pth', 'merged.pth', 'stock.pth', 'converted.pth')) and 'out' in word:
+                    Path(word).touch()
+        return SimpleNamespace(returncode=0)
+
+
+def call(config, *words):
+    tool.main([str(word) for word in (config, 'stock.pth', 'out', *words)])
+
+
+def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys):
+    """Killed at every stage in turn, it runs that one again and no other."""
+    processes = Pretended()
+    monkeypatch.setattr(subprocess, 'run', processes)
+    order = ['plan.py', 'convert.py', 'heal.py', 'merge.py', 'convert.py', *4 * ['test.py']]
+    for stage in range(len(order)):
+        processes.ran, processes.kill = [], 1 if stage == 0 else 2
+        with pytest.raises(SystemExit) as stopped:
+            call(prepared, *WORDS)
+        assert stopped.value.code == 1
+        assert processes.ran == (order[:1] if stage == 0 else order[stage - 1 : stage + 1])
+    processes.ran, processes.kill = [], None
+    call(prepared, *WORDS)
+    assert processes.ran == order[-1:]
+    assert list(json.loads(Path('out/seconds.json').read_text())) == STAGES
+    report = Path('out/report.md').read_text()
+    assert '0.750 of its flops are left, at most 0.8 were wanted' in report
+    assert [line.split('|')[2].strip() for line in report.splitlines() if line.startswith('| healed')] != ['-']
+    with pytest.raises(SystemExit, match="OUT_DIR 'out' was begun with heal_steps=400, now 5"):
+        call(prepared, *WORDS[:5], '--heal-steps', 5, *WORDS[5:])
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--images', 'nowhere'], "--images 'nowhere': no such folder"),
+        (['--cfg-options', 'model.backbone.replace.mode=no', 'a=1'], "replace.mode='no' is not valid"),
+        (['--cfg-options', 'model.backbone.type=VGG'], "does not support backbone type 'VGG'"),
+        (['--cfg-options', 'model.second_backbone.type=RepLCifarResNet'], 'expected one backbone, the model has'),
+        (['--cfg-options', 'model.backbone.depth=32'], "'stock.pth' has no values for"),
+        (['--flops', 0.01], 'flops=0.01 is out of reach'),
+        (['--images', 'few'], "--images 'few': 10 images, expected at least 16"),
+        (['--images', 'broken'], "--images 'broken': 15 images, expected at least 16; 1 cannot be read, first: "),
+    ],
+)
+def test_it_ends_in_one_line(prepared, words, message, capfd, monkeypatch):
+    write_pictures(Path('few'), 10)
+    write_pictures(Path('broken'), 15)
+    Path('broken/x.png').write_text('no picture')
+
+    def plan_here(command):  # in this process, which has imported everything
+        import plan
+
+        plan.main([str(word) for word in command[2:]])
+
+    monkeypatch.setattr(subprocess, 'run', plan_here)
+    with pytest.raises(SystemExit) as stopped:
+        call(prepared, '--images', 'data', '--shape', 32, 32, *words)
+    assert message in str(stopped.value) and '\n' not in str(stopped.value)
+    assert not list(Path('out').rglob('*.pth'))
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ([], 'the following arguments are required: --images'),
+        (['--images', 'data', '--flops', 1.2], 'argument --flops: 1.2 is not valid'),
+        (
+            ['--images', 'data', '--flops', 0.8, '--params', 0.7],
+            'argument --params: not allowed with argument --flops',
+        ),
+        (['--images', 'data', '--heal-steps', -1], '--heal-steps -1: must be at least 0'),
+    ],
+)
+def test_words_that_contradict_are_named(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call('config.py', *words)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_why_nothing_is_tested(prepared, tmp_path):
+    cfg = tool.config.read_config(str(prepared))
+    assert 'has the weights of the backbone alone' in tool.test_note(cfg, False, 'x.pth')
+    assert 'Nothing was tested: dataset not found' in tool.test_note(cfg, True, 'x.pth')
+    cfg.test_dataloader = None
+    assert tool.test_note(cfg, True, 'x.pth') == 'Nothing was tested: the config has no test set.'
+
+
+def test_scores_are_those_that_were_tested_last(tmp_path):
+    assert compression.score(tmp_path) is None
+    for stamp, value in (('20260101_1', 0.1), ('20260101_2', 0.2)):
+        (tmp_path / stamp).mkdir()
+        (tmp_path / stamp / f'{stamp}.json').write_text(json.dumps({'coco/bbox_mAP_50': 0.9, 'coco/bbox_mAP': value}))
+        (tmp_path / stamp / 'other.json').write_text('{}')
+    assert compression.score(tmp_path) == ('coco/bbox_mAP', 0.2)
+
+
+@pytest.mark.slow
+def test_the_whole_chain(prepared, tmp_path):
+    few = ['--num', 24, '--block-steps', 2, '--fit-steps', 2, '--heal-steps', 4, '--batch', 8, '--flops', 0.9]
+    log = run_well('compress.py', prepared, 'stock.pth', 'out', *few, *WORDS, cwd=tmp_path)
+    assert 'load_from=' in log
+    saved = {name: read_checkpoint(f'out/{name}.pth')['state_dict'] for name in ('converted', 'healed', 'merged')}
+    assert list(saved['converted']) == list(saved['healed']) and len(saved['merged']) <= len(saved['healed'])
+    report = Path('out/report.md').read_text()
+    assert report.count('accuracy/top1') == 1 and 'plan/plan.png' in report and 'healing.png' in report
+    assert Path('out/healing.png').is_file() and Path('out/plan/plan.png').is_file()
