@@ -179,8 +179,24 @@ def backbone_config(arm: Arm, node: dict) -> dict:
         if not has_repl_type(cfg):
             cfg['type'] = repl_type(cfg)
         cfg['replace'] = {**check_keys(cfg.get('replace')), **copy.deepcopy(arm.replace)}
+        if 'slots' not in arm.replace:
+            cfg['replace'].update(_without_words(cfg['replace'], arm.replace))
     cfg.update(copy.deepcopy(arm.settings))
     return cfg
+
+
+def _without_words(replace: dict, words: dict) -> dict:
+    """The slots of a plan, without those of their own words that an arm gives to all of them."""
+    slots = replace.get('slots')
+    if not isinstance(slots, (list, tuple)):
+        return {}
+    left = [
+        (*slot[:2], {key: value for key, value in slot[2].items() if key not in words})
+        if isinstance(slot, (list, tuple)) and len(slot) == 3 and isinstance(slot[2], dict)
+        else slot
+        for slot in slots
+    ]
+    return dict(slots=[slot[:2] if len(slot) == 3 and not slot[2] else slot for slot in left])
 
 
 def arm_config(arm: Arm, cfg: Config) -> Config:

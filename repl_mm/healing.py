@@ -18,7 +18,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from .config import build, find_backbones, stock_config, type_name
+from .config import build, find_backbones, stock_config, type_name, with_backbones, without_weights
 from .conversion import distance, tensors
 from .cost.counting import on_fake_tensors
 from .data_checks import DataError
@@ -112,8 +112,10 @@ class Healing(Specialized):
         super().train(mode)
         for module in self.modules():
             # what is dropped at random is no answer to learn from
-            if isinstance(module, nn.modules.dropout._DropoutNd) or (
-                self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if (
+                isinstance(module, nn.modules.dropout._DropoutNd)
+                or type(module).__name__ == 'DropPath'
+                or (self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm))
             ):
                 module.training = False
         return self
@@ -255,6 +257,10 @@ def healing_config(
         lr (float): Learning rate of AdamW; 0.3 of it for computing layers. Defaults to 3e-4.
     """
     cfg = copy.deepcopy(cfg)
+    if start is not None:  # all weights come from there, and none has to be fetched
+        cfg.model = with_backbones(cfg.model, without_weights)
+        for word in ('init_cfg', 'pretrained'):
+            cfg.model.pop(word, None)
     model = dict(cfg.model, type='repl_mm.HealedModel', student=cfg.model.type, teacher=str(teacher))
     loader = cfg.get('train_dataloader') or {}
     batch = batch or loader.get('batch_size') or 16

@@ -75,11 +75,11 @@ def plain_preprocessor(cfg: Config) -> dict:
     Returns:
         dict: Of mmengine's ``ImgDataPreprocessor``; it takes ``inputs``, uint8 (N, 3, H, W) in BGR order.
     """
-    settings = cfg.model.get('data_preprocessor') or {}
+    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}  # mmpretrain's stands outside
     while 'data_preprocessor' in settings:  # of several branches, as semi-supervised detectors have
         settings = settings['data_preprocessor']
     kind = class_of(MODELS, settings.get('type'), cfg.get('default_scope'))
-    swap = settings.get('bgr_to_rgb', False) or settings.get('rgb_to_bgr', False) or getattr(kind, 'rgb', False)
+    swap = any(settings.get(word) for word in ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb')) or getattr(kind, 'rgb', False)
     return dict(
         type='mmengine.ImgDataPreprocessor',
         mean=settings.get('mean'),

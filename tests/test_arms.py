@@ -52,6 +52,17 @@ def test_the_configured_plan_is_kept_in_every_arm():
     assert changed('e2e', cfg).model.backbone == dict(type='ResNet', depth=18)
 
 
+@pytest.mark.parametrize('arm', ['remove', 'own', 'operator=half', 'fuse'])
+def test_words_of_an_arm_hold_in_every_slot(arm):
+    """Slots may have words of their own; those that the arm gives to all are left out there."""
+    own = dict(mode='linear', operator='full', ratio=0.25)
+    backbone = dict(type='RepLResNet', depth=50, replace=dict(slots=[(1, 1, own), (2, 1)]))
+    slots = changed(arm, Config(dict(model=dict(type='A', backbone=backbone)))).model.backbone.replace.slots
+    words = read_arm(arm).replace
+    left = {key: value for key, value in own.items() if key not in words}
+    assert [tuple(slot) for slot in slots] == [(1, 1, left), (2, 1)] and len(left) == 2
+
+
 def test_a_stock_config_has_arms_as_well():
     hook = dict(type='CheckpointHook')
     stock = dict(type='mmdet.ResNet', depth=18, init_cfg=dict(type='Pretrained', checkpoint='x'))

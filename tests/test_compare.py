@@ -93,6 +93,8 @@ def test_images_that_are_left_out_are_not_missed(mini_coco):
         results.append((dict(), found))
     interval.figures(whole, results)
     assert interval.figures(whole, results[1:])['coco/bbox_mAP'] == 1
+    nothing = [(truth, {**found, 'bboxes': np.zeros((0, 4)), 'scores': [], 'labels': []}) for truth, found in results]
+    assert interval.differences(whole, results, nothing) == {}  # COCO has no figures then
 
 
 # ---- what is asked for ----

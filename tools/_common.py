@@ -91,10 +91,10 @@ def read_quietly(args):
 
 
 def save_whole(content, file):
-    """Save with torch; what stands there stays until the new file is whole."""
+    """Save a text as it is, all else with torch; what stands there stays until the new file is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f'{file.name}.part')
-    torch.save(content, part)
+    part.write_text(content) if isinstance(content, str) else torch.save(content, part)
     part.replace(file)
 
 

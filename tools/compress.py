@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from _common import one_line_errors, read_quietly, stop
+from _common import one_line_errors, read_quietly, save_whole, stop
 from _trained import add_budgets, load_stock, one_backbone, read_budget
 from mmengine.config import DictAction
 
@@ -73,8 +73,7 @@ def remember(args):
     file = args.out / 'compress.json'
     said = {key: str(value) for key, value in vars(args).items() if key != 'out'}
     if not file.is_file():
-        args.out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(said, indent=1))
+        save_whole(json.dumps(said, indent=1), file)
         return
     then = json.loads(file.read_text())
     other = [key for key in said if said[key] != then.get(key)]
@@ -110,7 +109,7 @@ class Stages:
         if code:
             sys.exit(code if code > 0 else 1)
         self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - start
-        self.file.write_text(json.dumps(self.seconds, indent=1))
+        save_whole(json.dumps(self.seconds, indent=1), self.file)
 
 
 def test_note(cfg, whole, stock):
@@ -168,7 +167,7 @@ def main(argv=None):
     configs = dict.fromkeys(files, chosen)
     if args.merge:
         files['merged'], configs['merged'] = out / 'merged.pth', out / 'merged.py'
-        stages.run('merge', files['merged'].is_file, 'merge.py', chosen, files[last], files['merged'])
+        stages.run('merge', configs['merged'].is_file, 'merge.py', chosen, files[last], files['merged'])
     note = test_note(cfg, whole, args.stock)
     scores = dict.fromkeys(files)
     if note is None:

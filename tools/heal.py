@@ -90,13 +90,13 @@ def prepare(args):
 def go_on(cfg):
     """Let a healing go on from its latest checkpoint; one of other settings is not touched."""
     work_dir, text = Path(cfg.work_dir), cfg.pretty_text
-    said = work_dir / 'heal.py'
-    if not said.is_file():
-        work_dir.mkdir(parents=True, exist_ok=True)
-        said.write_text(text)
-    elif said.read_text() != text:
-        stop(f"'{work_dir}' holds a healing with other settings: remove it, or choose another --work-dir")
-    latest = last_checkpoint(work_dir)
+    for file in filter(os.path.isfile, (cfg.model.teacher, cfg.load_from or '')):
+        text += f'\n# {file}: {os.path.getsize(file)} bytes of {os.stat(file).st_mtime_ns}'
+    said, latest = work_dir / 'heal.py', last_checkpoint(work_dir)
+    if latest and (not said.is_file() or said.read_text() != text):
+        stop(f"'{work_dir}' holds a healing with other settings or files: remove it, or choose another --work-dir")
+    if int(os.environ.get('RANK', 0)) == 0:
+        save_whole(text, said)
     if latest:
         cfg.resume, cfg.load_from = True, latest
     return latest

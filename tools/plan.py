@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from _common import one_line_errors, read_quietly, stop
+from _common import one_line_errors, read_quietly, save_whole, stop
 from _trained import FEWEST, add_budgets, load_stock, one_backbone, read_budget, read_images
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -145,7 +145,7 @@ def choose(cfg, path, settings, stock, rest, words, args):
     args.out.mkdir(parents=True, exist_ok=True)
     file.write_text(inherit(dict(backbone, replace=choice.replace)))
     choosing.plot(choice, args.out / 'plan.png')
-    (args.out / 'plan.json').write_text(json.dumps(dict(choice.to_dict(), shape=list(images.shape[-2:])), indent=1))
+    save_whole(json.dumps(dict(choice.to_dict(), shape=list(images.shape[-2:])), indent=1), args.out / 'plan.json')
     words = ', '.join(f'{key}={value!r}' for key, value in choice.replace.items())
     print(f'\n{choice}\n\nreplace=dict({words})\n{file} inherits {args.config}; the picture: {args.out / "plan.png"}')
     print(f'Next: python tools/convert.py {args.stock} {file} {args.out / "converted.pth"} --fit {args.images}')

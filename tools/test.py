@@ -15,6 +15,7 @@ from _common import (
 from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
 
+from repl_mm import config
 from repl_mm.comparison.interval import KeepResults, difference_table, differences
 from repl_mm.data_checks import evaluators, inner_datasets
 from repl_mm.deployment import open_file, serve
@@ -77,20 +78,33 @@ def keep_label_maps(cfg, folder):
     (official or metrics)[0].update(output_dir=folder, keep_results=True)
 
 
-def test(cfg, file, out=None):
-    """Test a file with the config's own loop; return the runner, and for each metric its results image by image."""
+def test(cfg, file, out=None, keep=None):
+    """Test a file with the config's own loop; return the runner. A hook may be there to keep the results."""
     exported = file.endswith(SUFFIXES)
     cfg.load_from = None if exported else file
     check_files(cfg, 'test')
-    runner, keep = build_runner(cfg), KeepResults()
+    runner = build_runner(cfg)
     if exported:
         serve(unwrapped(runner.model), open_file(file))
     if out and cfg.get('default_scope') != 'mmseg':
         kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=out)))
-    runner.register_hook(keep)
+    if keep:
+        runner.register_hook(keep)
     runner.test()
-    return runner, keep.results
+    return runner
+
+
+def compare(cfg, *files):
+    """Test two files and print by how much the second differs."""
+    for metric in evaluators(cfg, 'test'):
+        name = config.type_name(metric)
+        if 'cityscapes' in name.lower():
+            stop(f"--against: {name} keeps its results in files: expected another metric, as mmseg's IoUMetric")
+    keeps = [KeepResults(), KeepResults()]
+    runners = [test(cfg, file, keep=keep) for file, keep in zip(files, keeps, strict=True)]
+    for metric, *results in zip(runners[0].test_evaluator.metrics, *(keep.results for keep in keeps), strict=True):
+        print(difference_table(differences(metric, *results)))
 
 
 def main():
@@ -106,11 +120,10 @@ def main():
     if args.tta:
         enable_tta(cfg)
     with one_line_errors():
-        runner, results = test(cfg, args.checkpoint, args.out)
         if args.against:
-            _, others = test(cfg, args.against)
-            for metric, one, other in zip(runner.test_evaluator.metrics, results, others, strict=True):
-                print(difference_table(differences(metric, one, other)))
+            compare(cfg, args.checkpoint, args.against)
+        else:
+            test(cfg, args.checkpoint, args.out)
     end_process_group()
 
 

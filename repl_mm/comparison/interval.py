@@ -64,8 +64,9 @@ def differences(metric: BaseMetric, one: list, other: list, groups: int = GROUPS
             more than there are images.
 
     Returns:
-        dict[str, tuple]: By figure: its value in the first test, in the second, and the half width of the interval of
-        the difference; NaN where there are fewer than two images.
+        dict[str, tuple]: By figure, of those that no part is without (COCO's has none where nothing was found): its
+        value in the first test, in the second, and the half width of the interval of the difference; NaN where there
+        are fewer than two images.
 
     Raises:
         ValueError: The tests are of different numbers of images.
@@ -78,8 +79,9 @@ def differences(metric: BaseMetric, one: list, other: list, groups: int = GROUPS
     for group in range(groups if groups > 1 else 0):
         start, end = (len(one) * edge // groups for edge in (group, group + 1))
         a, b = (figures(metric, results[:start] + results[end:]) for results in (one, other))
-        left_out.append({key: b[key] - a[key] for key in a})
-    return {key: (first[key], second[key], _half_width([each[key] for each in left_out])) for key in first}
+        left_out.append({key: b[key] - a[key] for key in a if key in b})
+    shared = [key for key in first if all(key in found for found in (second, *left_out))]
+    return {key: (first[key], second[key], _half_width([each[key] for each in left_out])) for key in shared}
 
 
 def _half_width(values: Sequence[float]) -> float:
