@@ -56,6 +56,8 @@ class Pretended:
             for word in words:
                 if word.endswith(('healed.pth', 'merged.pth', 'stock.pth', 'converted.pth')) and 'out' in word:
                     Path(word).touch()
+                    if word.endswith('merged.pth'):
+                        Path(word).with_suffix('.py').write_text('')
         return SimpleNamespace(returncode=0)
 
 
