@@ -476,6 +476,8 @@ def config_file(name: str) -> str:
 def read_config(name: str) -> Config:
     """Return the config of a file, or of ``PACKAGE::PATH`` out of an installed package, as ``mmdet::FOLDER/NAME.py``.
 
+    A ``data_preprocessor`` beside the model, as mmpretrain's configs have it, is put into it, as a Runner does.
+
     Raises:
         ConfigError: The file, the package or a base is not there, or it is no config.
     """
@@ -483,7 +485,7 @@ def read_config(name: str) -> Config:
     if os.path.isdir(path):
         raise ConfigError(f"config '{name}' is a folder: expected a file")
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything may go wrong in it
         said = error if isinstance(error, OSError | ImportError) else f'{type(error).__name__}: {error}'
         if '_get_package_and_cfg_path' in str(error):  # mmengine's own function
@@ -491,6 +493,9 @@ def read_config(name: str) -> Config:
                 "in _base_ mmengine wants PACKAGE::FOLDER/NAME.py, as 'repl_mm::_base_/../NAME.py' for a name of ours"
             )
         raise ConfigError(f"config '{name}': {said}") from error
+    if isinstance(cfg.get('model'), dict) and cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+    return cfg
 
 
 def inherit(name: str, file: Path, path: tuple[str, ...], backbone: dict, options: dict | None = None) -> str:

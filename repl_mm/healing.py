@@ -113,7 +113,7 @@ class Healing(Specialized):
         for module in self.modules():
             # what is dropped at random is no answer to learn from
             if (
-                isinstance(module, nn.modules.dropout._DropoutNd)
+                isinstance(module, nn.modules.dropout._DropoutNd | nn.MultiheadAttention)
                 or type(module).__name__ == 'DropPath'
                 or (self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm))
             ):

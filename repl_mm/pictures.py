@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import MODELS
+from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .data_checks import DataError
-from .registry import DATASETS, class_of
+from .registry import DATASETS, MODELS, class_of
 
 PICTURES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
 
@@ -66,6 +66,19 @@ def covering(image: np.ndarray, shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(image[top : top + shape[0], left : left + shape[1]].transpose(2, 0, 1).copy())
 
 
+@MODELS.register_module()
+class PicturePreprocessor(ImgDataPreprocessor):
+    """mmengine's, for pictures without labels; mmpretrain's classifiers give theirs one word more.
+
+    Args:
+        batch_augments: Not used: it is for labels. Defaults to None.
+        **settings: As of ``ImgDataPreprocessor``.
+    """
+
+    def __init__(self, batch_augments=None, **settings):
+        super().__init__(**settings)
+
+
 def plain_preprocessor(cfg: Config) -> dict:
     """Return the config of a preprocessor that normalizes pictures as the model of a config has them, without labels.
 
@@ -73,15 +86,15 @@ def plain_preprocessor(cfg: Config) -> dict:
         cfg (Config): The config.
 
     Returns:
-        dict: Of mmengine's ``ImgDataPreprocessor``; it takes ``inputs``, uint8 (N, 3, H, W) in BGR order.
+        dict: Of :class:`PicturePreprocessor`; it takes ``inputs``, uint8 (N, 3, H, W) in BGR order.
     """
-    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}  # mmpretrain's stands outside
+    settings = cfg.model.get('data_preprocessor') or {}
     while 'data_preprocessor' in settings:  # of several branches, as semi-supervised detectors have
         settings = settings['data_preprocessor']
     kind = class_of(MODELS, settings.get('type'), cfg.get('default_scope'))
     swap = any(settings.get(word) for word in ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb')) or getattr(kind, 'rgb', False)
     return dict(
-        type='mmengine.ImgDataPreprocessor',
+        type='repl_mm.PicturePreprocessor',
         mean=settings.get('mean'),
         std=settings.get('std'),
         bgr_to_rgb=swap,

@@ -66,6 +66,10 @@ class Plan:
         """The plan with the words of one slot for all."""
         return dataclasses.replace(self, each={}, **self.each.get(f'{slot.stage}.{slot.index}', {}))
 
+    def lenders(self, neighbours: tuple) -> tuple:
+        """Those of a slot's neighbours that lend weights: in mode 'own' none, in mode 'share' the preceding one."""
+        return neighbours[: {'own': 0, 'share': 1}.get(self.mode)]
+
     def to_dict(self) -> dict:
         """The plan as plain lists, numbers and strings (without the notes)."""
         plan = dataclasses.asdict(self)

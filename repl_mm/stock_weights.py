@@ -96,8 +96,8 @@ def load_backbone(settings: dict, scope: str | None, state: dict[str, Tensor]) -
     if left:
         raise ValueError(
             f'has no values for {len(left)} of {len(own)} tensors of the stock {type(backbone).__name__} '
-            f"({shorten(left)}): expected its weights, in its own names or timm's; mmseg's wheel has converters for "
-            'others in .mim/tools/model_converters'
+            f"({shorten(left)}): expected its weights, in its own names, or timm's of a ViT; mmseg's wheel has "
+            'converters for others in .mim/tools/model_converters'
         )
     return backbone, [name for name in state if name not in own]
 

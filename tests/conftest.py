@@ -36,3 +36,17 @@ def mini_coco(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data') / 'mini'
     mini_dataset.write_coco(folder, num_train=6, num_val=4, size=(64, 64), seed=0)
     return folder
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A folder with a tiny classifier's config and weights, and CIFAR-10 of noise."""
+    import torch
+    from small import write_cifar
+    from test_conversion import build_model, write_config
+
+    monkeypatch.chdir(tmp_path)
+    file = write_config(tmp_path, 'resnet')
+    torch.save(build_model(file, stock=True).state_dict(), 'stock.pth')
+    write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
+    return file

@@ -10,8 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from small import BACKBONES, STOCK, TRANSFORMERS, blocks, build, images, write_cifar
-from test_conversion import build_model, write_config
+from small import BACKBONES, STOCK, TRANSFORMERS, blocks, build, images
 from test_tools import detector
 from torch import nn
 
@@ -291,16 +290,6 @@ def test_configs_of_packages_are_inherited(tmp_path):
 
 
 # ---- the tool -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def prepared(tmp_path, monkeypatch):
-    """A folder with a tiny classifier's config and weights, and CIFAR-10 of noise."""
-    monkeypatch.chdir(tmp_path)
-    file = write_config(tmp_path, 'resnet')
-    torch.save(build_model(file, stock=True).state_dict(), 'stock.pth')
-    write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
-    return file
 
 
 def run(*words):

@@ -7,9 +7,6 @@ from types import SimpleNamespace
 
 import compress as tool
 import pytest
-import torch
-from small import write_cifar
-from test_conversion import build_model, write_config
 from test_healing import write_pictures
 from test_tools import run_well
 
@@ -18,16 +15,6 @@ from repl_mm.reading import read_checkpoint
 
 STAGES = ['plan', 'convert', 'heal', 'merge', 'stock', 'test stock', 'test converted', 'test healed', 'test merged']
 WORDS = ['--images', 'data', '--shape', 32, 32, '--merge', '--cfg-options', 'model.backbone.replace.mode=own']
-
-
-@pytest.fixture
-def prepared(tmp_path, monkeypatch):
-    """A folder with a tiny classifier's config and weights, and CIFAR-10 of noise."""
-    monkeypatch.chdir(tmp_path)
-    file = write_config(tmp_path, 'resnet')
-    torch.save(build_model(file, stock=True).state_dict(), 'stock.pth')
-    write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
-    return file
 
 
 class Pretended:

@@ -23,7 +23,6 @@ from _common import (
     stop,
 )
 from mmengine.config import DictAction
-from mmengine.dist import is_main_process
 
 from repl_mm.data_checks import DataError, check_checkpoint
 from repl_mm.healing import healing_config, last_checkpoint
@@ -87,6 +86,12 @@ def prepare(args):
     return cfg
 
 
+def is_first():
+    """Whether this is the first process of a launcher, before the processes know each other."""
+    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    return int(next((os.environ[rank] for rank in ranks if rank in os.environ), 0)) == 0
+
+
 def go_on(cfg):
     """Let a healing go on from its latest checkpoint; one of other settings is not touched."""
     work_dir, text = Path(cfg.work_dir), cfg.pretty_text
@@ -95,7 +100,7 @@ def go_on(cfg):
     said, latest = work_dir / 'heal.py', last_checkpoint(work_dir)
     if latest and (not said.is_file() or said.read_text() != text):
         stop(f"'{work_dir}' holds a healing with other settings or files: remove it, or choose another --work-dir")
-    if int(os.environ.get('RANK', 0)) == 0:
+    if is_first():
         save_whole(text, said)
     if latest:
         cfg.resume, cfg.load_from = True, latest
@@ -112,7 +117,7 @@ def main(argv=None):
     if latest is None or not latest.endswith(f'iter_{args.steps}.pth'):
         with one_line_errors(DataError, ValueError):
             build_runner(cfg).train()
-    if is_main_process():
+    if is_first():
         state = read_checkpoint(last_checkpoint(cfg.work_dir))['state_dict']
         save_whole(dict(state_dict=state, meta=dict(stock=Path(args.stock).name)), args.out)
         print(f"{args.out}: {len(state)} tensors; load_from='{args.out}'")

@@ -113,10 +113,7 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         return ComputingLayer()
     if plan.mode in ('patch', 'linear'):
         return PatchComputingLayer(channels, plan.mode == 'linear', maps=True, last=nn.Identity())
-    if plan.mode == 'own':
-        neighbours = ()  # they lend nothing
-    elif plan.mode == 'share':
-        neighbours = neighbours[:1]
+    neighbours = plan.lenders(neighbours)
     borrowed = functools.partial(weights, channels=channels)
     if plan.operator == 'full':
         last = (fc2, getattr(block, 'layer_scale_1', None))  # of both branches of PoolFormer

@@ -172,10 +172,7 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         return ComputingLayer()
     if plan.mode in ('patch', 'linear'):
         return PatchComputingLayer(channels, plan.mode == 'linear', maps=False)
-    if plan.mode == 'own':
-        neighbours = ()  # they lend nothing
-    elif plan.mode == 'share':
-        neighbours = neighbours[:1]
+    neighbours = plan.lenders(neighbours)
     borrowed = functools.partial(weights, channels=channels)
     if plan.operator == 'full':
         return full(plan, block, neighbours, borrowed, (projection(block), linears(block)[-1]))

@@ -111,10 +111,7 @@ def build(
     channels = block.get_submodule(parts.expand[0]).out_channels
     if plan.mode in ('patch', 'linear'):
         return PatchComputingLayer(channels, plan.mode == 'linear', maps=True, last=copy.deepcopy(parts.last))
-    if plan.mode == 'own':
-        neighbours = ()  # they lend nothing
-    elif plan.mode == 'share':
-        neighbours = neighbours[:1]
+    neighbours = plan.lenders(neighbours)
     synthesis = functools.partial(_synthesis, plan, neighbours, functools.partial(weights, read))
     if plan.operator == 'full':
         return _full(plan, block, neighbours, read, synthesis)
