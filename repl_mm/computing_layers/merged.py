@@ -79,7 +79,7 @@ class MergedTransformer(MergedLayer):
             hidden = self.repl['spatial'](hidden.transpose(1, 2).unflatten(2, shape)).flatten(2).transpose(1, 2)
         out = self.repl['fc2'](self.repl['activation'](hidden))
         if 'value' in self.repl:
-            out = out + self.repl['proj'](self.repl['value'](mean_token(y)))
+            out = add_to_tokens(out, self.repl['proj'](self.repl['value'](mean_token(y))))
         return x + self.drop(out)
 
 
@@ -106,8 +106,13 @@ class MergedMapMLP(MergedLayer):
 
 
 def mean_token(x: Tensor) -> Tensor:
-    """Return the mean of tokens ``(N, ..., C)`` over all dimensions between, which become of size 1."""
-    return x.mean(tuple(range(1, x.dim() - 1)), keepdim=True)
+    """Return the mean ``(N, 1, C)`` of tokens ``(N, ..., C)``; fx, which knows no numbers of dimensions, traces it."""
+    return x.flatten(1, -2).mean(1, keepdim=True)
+
+
+def add_to_tokens(x: Tensor, token: Tensor) -> Tensor:
+    """Add one token ``(N, 1, C)`` to all tokens ``(N, ..., C)``."""
+    return (x.flatten(1, -2) + token).reshape(x.shape)
 
 
 class MergedBlock(MergedLayer):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import ComputingLayer
-from .merged import MergedTransformer, mean_token, plain_conv, plain_linear
+from .merged import MergedTransformer, add_to_tokens, mean_token, plain_conv, plain_linear
 
 
 class TransformerComputingLayer(ComputingLayer):
@@ -45,8 +45,7 @@ class TransformerComputingLayer(ComputingLayer):
             hidden = depthwise(hidden, weights['spatial'][0], hw_shape)
         out = F.linear(self.activation(hidden), *weights['fc2'])
         if 'value' in weights:
-            mean = mean_token(x)
-            out = out + F.linear(linear(mean, weights['value'][0]), *weights['proj'])
+            out = add_to_tokens(out, F.linear(linear(mean_token(x), weights['value'][0]), *weights['proj']))
         return out
 
     def make_plain(self) -> nn.Module:
