@@ -327,3 +327,12 @@ def test_evaluators_are_told_from_metrics(case):
     else:
         with pytest.raises(config.ConfigError, match=message):
             config.check_types(cfg)
+
+
+def test_a_preprocessor_beside_the_model_is_put_into_it(tmp_path):
+    """mmpretrain's configs have it there; the model's own goes before it."""
+    (tmp_path / 'beside.py').write_text("data_preprocessor = dict(mean=[1.0])\nmodel = dict(type='A')\n")
+    own = "_base_ = 'beside.py'\nmodel = dict(data_preprocessor=dict(std=[2.0]))\n"
+    (tmp_path / 'own.py').write_text(own)
+    assert config.read_config(str(tmp_path / 'beside.py')).model == dict(type='A', data_preprocessor=dict(mean=[1.0]))
+    assert config.read_config(str(tmp_path / 'own.py')).model.data_preprocessor == dict(std=[2.0])

@@ -6,6 +6,8 @@ installed, and this file is left out; tests/foreign.py stands in for them there.
 
 import copy
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
@@ -19,6 +21,7 @@ from torch.utils.data import Dataset
 import repl_mm
 from repl_mm import config, data_checks
 from repl_mm.deployment import export, open_file, serve
+from repl_mm.healing import healing_config
 from repl_mm.reading import read_checkpoint
 
 torchvision = pytest.importorskip('torchvision', reason='STACK=torchvision has it', exc_type=ImportError)
@@ -176,7 +179,7 @@ class Noise(Dataset):
 
 
 def test_what_mmpretrain_downloads_itself_is_not_missing():
-    cfg = Config.fromfile(config.config_file('mmpretrain::resnet/resnet18_8xb16_cifar10.py'))
+    cfg = Config.fromfile(config.config_file('mmpretrain::resnet/resnet18_8xb32_in1k.py'))
     data_checks.check_data(cfg, 'train', 'val')  # no error: its CIFAR10 fetches its files
     cfg.train_dataloader.dataset.download = False
     with pytest.raises(data_checks.DataError, match='dataset not found'):
@@ -298,3 +301,19 @@ def test_a_classifier_of_mmpretrain_leaves_as_a_file(end2end, tmp_path):
         serve(other, open_file(tmp_path / 'net.onnx'))
         found = torch.stack([sample.pred_score for sample in other(images, mode='predict')])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_of_mmpretrain_is_healed_from_pictures(tmp_path):
+    """Its preprocessor, which stands beside the model, normalizes them too."""
+    cfg = config.read_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')
+    torch.save(dict(state_dict=config.build(cfg.model, 'mmpretrain').state_dict()), tmp_path / 'stock.pth')
+    cfg.model.backbone = dict(cfg.model.backbone, type='RepLResNet', replace=dict())
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), np.full((32, 32, 3), 60 * i, np.uint8))
+    healing = healing_config(cfg, str(tmp_path / 'stock.pth'), None, steps=1, folder=str(tmp_path), shape=(32, 32))
+    student = config.build(healing.model, 'mmpretrain')
+    pictures = torch.full((2, 3, 32, 32), 60, dtype=torch.uint8)
+    inputs = student.data_preprocessor(dict(inputs=pictures))['inputs']
+    wanted = (60 - torch.tensor(cfg.data_preprocessor.mean)) / torch.tensor(cfg.data_preprocessor.std)
+    torch.testing.assert_close(inputs[0, :, 0, 0], wanted)
+    assert set(student(inputs, mode='loss')) == {'loss_features', 'loss_outputs'}
