@@ -179,7 +179,7 @@ class Noise(Dataset):
 
 
 def test_what_mmpretrain_downloads_itself_is_not_missing():
-    cfg = Config.fromfile(config.config_file('mmpretrain::resnet/resnet18_8xb32_in1k.py'))
+    cfg = Config.fromfile(config.config_file('mmpretrain::resnet/resnet18_8xb16_cifar10.py'))
     data_checks.check_data(cfg, 'train', 'val')  # no error: its CIFAR10 fetches its files
     cfg.train_dataloader.dataset.download = False
     with pytest.raises(data_checks.DataError, match='dataset not found'):

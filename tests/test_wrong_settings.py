@@ -152,7 +152,7 @@ if WITH_MMPRETRAIN:
     TIMM = dict(_scope_='mmpretrain', type='RepLTIMMBackbone')
     TABLE |= {
         'operator of ConvNeXt': (dict(operator='half'), CONVNEXT, ["replace.operator='half'", "'mlp', 'full'"]),
-        'slot of ConvNeXt': (dict(slots=[(2, 6)]), CONVNEXT, ['(2, 6)', 'ConvNeXt']),
+        'slot of ConvNeXt': (dict(slots=[(2, 6)]), CONVNEXT, ['(2, 6)', 'stage 2 has 6 blocks', '0..5']),
         'operator within timm': (
             dict(operator='half'),
             dict(TIMM, model_name='convnext_atto', features_only=True),

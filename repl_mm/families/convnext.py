@@ -117,7 +117,7 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     borrowed = functools.partial(weights, channels=channels)
     if plan.operator == 'full':
         last = (fc2, getattr(block, 'layer_scale_1', None))  # of both branches of PoolFormer
-        return encoder.full(plan, block, neighbours, borrowed, last)
+        return encoder.full(plan, block, neighbours, borrowed, last, light=('mlp',))
     synthesis = functools.partial(encoder.synthesize, plan, neighbours, borrowed)
     hidden = max(1, round(plan.ratio * len(fc1.weight)))
     syntheses, spatial = {}, None

@@ -216,7 +216,9 @@ def _drops_paths(module: nn.Module) -> bool:
     return type(module).__name__ == 'DropPath'  # mmcv's, timm's
 
 
-def full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrowed, last) -> nn.Module:
+def full(
+    plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrowed, last, light=('mlp', 'mixer')
+) -> nn.Module:
     """The computing layer with the structure of a layer.
 
     Matrices are fused as in the light operators; vectors (norms, biases, LayerScale) and tables of relative positions
@@ -226,6 +228,7 @@ def full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrow
         plan, block, neighbours: Those of ``build``.
         borrowed (callable): ``borrowed(block, name)`` gives a block's parameter of this name in a list.
         last (tuple): The last modules, or parameters, of the layer's branches, which start small.
+        light (tuple[str]): The family's other operators. Defaults to those of encoder layers.
 
     Raises:
         PlanError: No neighbour has a parameter that the layer has.
@@ -234,12 +237,13 @@ def full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrow
     last = {name for name, part in parts if any(part is each for each in last)}
     block = copy.deepcopy(block)  # the backbone stays whole if another slot turns out to be impossible
     syntheses = {}
+    light = ' or '.join(map(repr, light))
     for name, own in block.named_parameters() if plan.mode != 'own' else ():
         shape = tuple(own.shape)
         if not any(borrowed(neighbour, name) for neighbour in neighbours):
             raise PlanError(
                 f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none "
-                f'has {name!r} (they are {", ".join(type(n).__name__ for n in neighbours)}): expected a light operator'
+                f'has {name!r} (they are {", ".join(type(n).__name__ for n in neighbours)}): expected {light}'
             )
         settings = dict(rate=1.0)  # quicker coefficients diverge under SGD
         if name in last or name.rpartition('.')[0] in last:
