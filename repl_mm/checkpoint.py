@@ -1,18 +1,20 @@
 """Checkpoints: the plan travels with the weights, and stock weights load."""
 
 import json
+from contextlib import suppress
 
 import torch
 from mmengine.logging import print_log
 from torch import nn
 
-from .computing_layers import ComputingLayer
-from .plan import Plan, PlanError, differences
+from .computing_layers import BorrowError, ComputingLayer, is_sharded
+from .plan import PLAIN, Plan, PlanError, differences
 
 PLAN_KEY = 'repl_plan'
 # Of the weights in a file: another number wherever the parameters of an operator change. Files without it are of 1.
-FORMAT = 1
-READABLE = (1,)
+FORMAT = 2
+# In files of 1 the weights of these operators are normalized in every step, which they are not any more.
+CHANGED = ('separable', 'conv', 'full')
 
 
 def plan_record(plan: Plan) -> dict:
@@ -51,6 +53,7 @@ def attach_plan(backbone: nn.Module, plan: Plan) -> None:
     setattr(backbone, PLAN_KEY, encode_plan(plan))
     backbone.register_state_dict_post_hook(write_plan)
     backbone.register_load_state_dict_pre_hook(check_and_convert)
+    backbone.register_load_state_dict_post_hook(begin_again)
 
 
 def write_plan(backbone, state_dict, prefix, _) -> None:
@@ -63,16 +66,33 @@ def refuse_difference(have: dict, plan: Plan, where: str) -> None:
 
     The message lists the differences between the checkpoint's plan and the model's.
     """
-    if have.get('format', 1) not in READABLE:
+    number = have.get('format', 1)
+    words = [have, *({**have, **own} for own in (have.get('each') or {}).values())]
+    changed = any(each.get('mode') not in PLAIN and each.get('operator') in CHANGED for each in words)
+    if number not in (1, FORMAT) or (number == 1 and changed and not have.get('merged')):
         raise PlanError(
-            f'{where} has weights of format {have["format"]!r}, which were not loaded: expected '
-            f'{" or ".join(map(str, READABLE))}; it was written by another version of repl_mm'
+            f'{where} has weights of format {number!r}, which were not loaded: expected {FORMAT}; it was written by '
+            'another version of repl_mm, whose tools/merge.py makes a file of it that any version reads'
         )
     lines = differences(have, plan.to_dict())
     if lines:
         raise PlanError(
             f'{where} was made with another RepL plan; its weights were not loaded:\n  ' + '\n  '.join(lines)
         )
+
+
+def begin_again(backbone, *_) -> None:
+    """Post-hook of loading: computing layers take the scale of their neighbours' new weights into account.
+
+    After stock weights their coefficients follow it; loaded with their neighbours, they belong together already.
+    """
+    stock = vars(backbone).pop('_loads_stock', False)
+    if is_sharded(backbone):
+        return
+    for module in backbone.modules():
+        if isinstance(module, ComputingLayer):
+            with suppress(BorrowError):  # the next synthesis says it
+                module.begin(rescale=stock)
 
 
 def check_and_convert(backbone, state_dict, prefix, *_) -> None:
@@ -85,6 +105,7 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
         PlanError: The weights were made with another plan, in another format, or for blocks of another width.
     """
     plan = backbone.repl
+    vars(backbone).pop('_loads_stock', None)
     saved = state_dict.pop(prefix + PLAN_KEY, None)
     own = {prefix + key: value for key, value in backbone.state_dict().items() if key != PLAN_KEY}
     places = tuple(
@@ -114,6 +135,7 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     missing = [key for key in own if key.startswith(places) and key not in state_dict]
     for key in missing:
         state_dict[key] = own[key]
+    vars(backbone)['_loads_stock'] = True
     print_log(
         f'RepL: stock weights for {type(backbone).__name__}: {len(loaded)} tensors loaded, {len(dropped)} dropped '
         f'({len(places)} replaced blocks), {len(missing)} missing (computing layers start from their initialization)',

@@ -8,9 +8,10 @@ takes the neighbours' weights of one role (``[W_p]`` or ``[W_p, W_n]``) and retu
 * :class:`SharedWeight`: the preceding block's weight unchanged (control ``mode='share'``);
 * :class:`OwnWeight`: a free weight (control ``mode='own'``).
 
-The arbitrary scale of a convolution that is followed by a normalization never reaches the activations: neighbours'
-weights are normalized before they are fused. In transformers the norms stand before the linear layers, whose scale
-means something: there it is kept. :class:`Synthesis` makes weight and bias of one operator.
+The arbitrary scale of a convolution that is followed by a normalization never reaches the activations: coefficients
+are divided by the lengths of the neighbours' weights, once, whenever these get new ones. In transformers the norms
+stand before the linear layers, whose scale means something: there it is kept. :class:`Synthesis` makes weight and bias
+of one operator.
 """
 
 import math
@@ -22,7 +23,13 @@ from torch import Tensor, nn
 
 TRANSFORMS = ('scalar', 'channel', 'mix')
 SHORTEST = 0.1  # of a row, relative to the root mean square length of the rows
+BLOCK = 64  # channels
 EPS = 1e-12
+
+
+def common_groups(groups: int | None, *sizes: int) -> int:
+    """A number of groups that divides these numbers of channels; None for two, or groups of ``BLOCK`` channels."""
+    return math.gcd(max(2, max(sizes, default=1) // BLOCK) if groups is None else groups, *sizes)
 
 
 def spread(length: int, size: int) -> Tensor:
@@ -58,11 +65,11 @@ def align_kernel(weight: Tensor, kernel: tuple[int, ...]) -> Tensor:
 
 
 def align_channels(weight: Tensor, dim: int, length: int) -> Tensor:
-    """Bring dimension ``dim`` of ``weight`` to ``length`` by evenly spread selection (or repetition); mean for one."""
+    """Bring dimension ``dim`` of ``weight`` to ``length`` by evenly spread selection (or repetition); sum for one."""
     if weight.shape[dim] == length:
         return weight
     if length == 1:
-        return weight.mean(dim, keepdim=True)
+        return weight.sum(dim, keepdim=True)
     size = weight.shape[dim]
     if size % length == 0:  # a view
         return weight[:: size // length] if dim == 0 else weight[:, :: size // length]
@@ -71,26 +78,21 @@ def align_channels(weight: Tensor, dim: int, length: int) -> Tensor:
     return weight.index_select(dim, spread(length, size).to(weight.device))
 
 
-def with_lengths(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix and the lengths of its rows, to divide by.
+def row_lengths(matrix: Tensor) -> Tensor:
+    """Lengths of the rows of a matrix, to divide by.
 
     Trained networks have dead channels, whose rows are shorter than the others by many orders of magnitude. Brought to
-    unit length, they would receive gradients that are as many orders too large. So rows shorter than ``SHORTEST`` of
-    the root mean square length receive the gradient that a row of that length would. Values are as they are.
+    unit length, they would be noise, and their gradients as many orders too large: a row counts for at least
+    ``SHORTEST`` of the root mean square length.
 
     Args:
         matrix (Tensor): ``(rows, columns)``.
 
     Returns:
-        tuple[Tensor, Tensor]: The matrix, and ``(rows, 1)``, above 0.
+        Tensor: ``(rows,)``, float32, above 0.
     """
-    tiny = max(EPS, torch.finfo(matrix.dtype).tiny)  # its inverse is a number of this precision
-    if matrix.requires_grad and not torch.jit.is_tracing():  # a trace is the same with and without gradients
-        plain = matrix.detach()
-        lengths = plain.norm(dim=1, keepdim=True)
-        typical = lengths.norm() / math.sqrt(lengths.numel())
-        matrix = torch.lerp(plain, matrix, (lengths / (SHORTEST * typical).clamp_min(tiny)).clamp_max(1))
-    return matrix, matrix.norm(dim=1, keepdim=True).clamp_min(tiny)
+    lengths = matrix.detach().float().norm(dim=1)
+    return lengths.clamp_min(SHORTEST * lengths.norm() / math.sqrt(len(lengths))).clamp_min(EPS)
 
 
 class WeightSource(nn.Module):
@@ -126,6 +128,17 @@ class WeightSource(nn.Module):
         shape[0], shape[self.dim] = shape[self.dim], shape[0]
         return matrix.reshape(shape).transpose(0, self.dim)
 
+    def begin(self, weights: list[Tensor], sizes: list[Tensor] | None = None, rescale: bool = True) -> None:
+        """Take the neighbours' scale into account, once: whenever they got new weights.
+
+        Args:
+            weights (list[Tensor]): What ``forward`` will be given.
+            sizes (list[Tensor] | None): Root mean squares of what ``weights`` stands in the place of. Defaults to
+                None, of themselves.
+            rescale (bool): Whether the parameters follow; otherwise they belong to these weights already. Defaults to
+                True.
+        """
+
     def extra_repr(self) -> str:
         return f'{self.neighbour_shapes} -> {self.shape}, hidden dim {self.dim}'
 
@@ -152,10 +165,8 @@ class SharedWeight(WeightSource):
 
 
 class FusedWeight(WeightSource):
-    r"""The learnable transformation: :math:`K = \sum_j T_j(\hat W_j)`.
+    r"""The learnable transformation: :math:`K = \sum_j T_j(W_j)`, linear in the neighbours' weights.
 
-    :math:`\hat W_j` is the neighbour's weight as a matrix (hidden, outer), its rows of unit length if ``normalize``
-    (see :func:`with_lengths`).
     ``T_j`` is
 
     * ``scalar``: one number per neighbour (``W_i = a W_(i-1) + b W_(i+1)``, arXiv 2410.01239);
@@ -167,15 +178,17 @@ class FusedWeight(WeightSource):
 
     Args:
         type (str): One of ``TRANSFORMS``. Defaults to 'mix'.
-        groups (int): Blocks of the mixing matrix; lowered to a common divisor of the channel counts. Defaults to 1.
-        normalize (bool): Whether only the direction of a neighbour's rows counts, and ``start`` is their length;
-            otherwise their length is kept, and ``start`` is a factor. Defaults to True.
+        groups (int | None): Blocks of the mixing matrix; lowered to a common divisor of the channel counts. Defaults
+            to None, two, or more, so that blocks have at most ``BLOCK`` channels of a neighbour.
+        normalize (bool): Whether only the direction of a neighbour's rows counts at the start, and ``start`` is their
+            length; otherwise their length is kept, and ``start`` is a factor. The coefficients are divided by the
+            lengths whenever the neighbours get new weights, see :meth:`begin`, not in every step. Defaults to True.
         rate (float): The coefficients are ``rate`` times the parameters. Adam moves all parameters by steps of one
             size: coefficients, of the size of 1, would hardly move where it suits weights of the size of 1 / rate.
             Defaults to 1.
     """
 
-    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=1, normalize=True, rate=1.0):
+    def __init__(self, shape, neighbours, dim=0, start=1.0, type='mix', groups=None, normalize=True, rate=1.0):
         super().__init__(shape, neighbours, dim, start)
         self.normalize = normalize
         self.rate = rate
@@ -184,7 +197,8 @@ class FusedWeight(WeightSource):
         self.type = type
         hidden = self.shape[dim]
         sizes = [n[dim] for n in self.neighbour_shapes]
-        self.groups = math.gcd(groups, hidden, *sizes)
+        self.groups = common_groups(groups, hidden, *sizes)
+        self.units = None  # the lengths that the coefficients were divided by, by neighbour
         self.coefficients = nn.ParameterList()
         # hidden units of unit length make output channels of length sqrt(hidden / out)
         scale = start * math.sqrt(self.shape[0] / hidden) if normalize else start
@@ -202,24 +216,46 @@ class FusedWeight(WeightSource):
                 coefficient = turn
             self.coefficients.append(nn.Parameter(coefficient / rate))
 
+    def shares(self) -> list[Tensor]:
+        """Each neighbour's coefficients without gradient, as of rows of unit length if ``normalize``; for logs."""
+        shares = [coefficient.detach() * self.rate for coefficient in self.coefficients]
+        if self.units is None:
+            return shares
+        return [share * self._fitting(unit).to(share.device) for share, unit in zip(shares, self.units, strict=True)]
+
+    def _fitting(self, unit: Tensor) -> Tensor:
+        """A number per row of a neighbour, in the shape of its coefficients."""
+        if self.type == 'mix':
+            return unit.view(self.groups, 1, -1)
+        if self.type == 'channel':
+            return align_channels(unit[:, None], 0, self.shape[self.dim])[:, 0]
+        return unit.square().mean().sqrt()
+
+    @torch.no_grad()
+    def begin(self, weights, sizes=None, rescale=True):
+        if self.normalize:
+            units = [row_lengths(self.matrix(weight)) for weight in weights]
+        elif sizes is not None:
+            counts = [shape[self.dim] for shape in self.neighbour_shapes]
+            units = [(1 / size.clamp_min(EPS)).expand(count) for size, count in zip(sizes, counts, strict=True)]
+        else:
+            return
+        if rescale:
+            before = self.units or [torch.ones_like(unit) for unit in units]
+            for coefficient, old, new in zip(self.coefficients, before, units, strict=True):
+                coefficient.data.mul_(self._fitting(old.to(new.device)) / self._fitting(new))
+        self.units = units
+
     def transform(self, j: int, matrix: Tensor, total: Tensor | None) -> Tensor:
         """``T_j`` of one neighbour's matrix, ``(hidden_j, outer)`` -> ``(hidden, outer)``, added to ``total``."""
         factor = self.coefficients[j].to(matrix.dtype)
-        length = None
-        if self.normalize:
-            matrix, length = with_lengths(matrix)
         if self.type == 'mix':
-            # the row lengths go into the small factor, so that no normalized copy of the weight is made
-            if length is not None:
-                factor = factor / length.view(self.groups, 1, -1)
             matrix = matrix.view(self.groups, factor.shape[2], -1)
             if total is None:
                 return torch.bmm(factor, matrix).flatten(0, 1)
             return torch.baddbmm(total.unflatten(0, (self.groups, -1)), factor, matrix).flatten(0, 1)
-        hidden = self.shape[self.dim]
-        factor = factor[:, None] if length is None else factor[:, None] / align_channels(length, 0, hidden)
-        matrix = align_channels(matrix, 0, hidden)
-        return matrix * factor if total is None else torch.addcmul(total, matrix, factor)
+        matrix = align_channels(matrix, 0, self.shape[self.dim])
+        return matrix * factor[:, None] if total is None else torch.addcmul(total, matrix, factor[:, None])
 
     def forward(self, weights: list[Tensor]) -> Tensor:
         total = None
@@ -252,10 +288,10 @@ class UnitsWeight(WeightSource):
         groups (int): Groups of the convolution. Of a dense neighbour's weight the blocks on the diagonal are taken.
             Defaults to 1.
         type (str | None): The transformation. Defaults to None, none.
-        mix_groups (int): Lowered to a common divisor of the channel counts. Defaults to 1.
+        mix_groups (int | None): Lowered to a common divisor of the channel counts. Defaults to None, as above.
     """
 
-    def __init__(self, shape, neighbours, dim=0, groups=1, type=None, mix_groups=1):
+    def __init__(self, shape, neighbours, dim=0, groups=1, type=None, mix_groups=None):
         super().__init__(shape, neighbours, dim)
         self.type = type
         self.conv_groups = groups
@@ -272,7 +308,7 @@ class UnitsWeight(WeightSource):
                     self.runs.append((j, first, length, group))
         self.outputs = len(self.shape) > 2 and math.prod(self.shape[2:]) > 1  # whether they are mixed
         mixed = self.shape[0] if self.outputs else hidden
-        self.groups = math.gcd(mix_groups, mixed)
+        self.groups = common_groups(mix_groups, mixed)
         if type == 'mix':
             start = torch.eye(mixed // self.groups).repeat(self.groups, 1, 1)
         elif type == 'channel':
@@ -340,14 +376,10 @@ class UnitsWeight(WeightSource):
 class Synthesis(nn.Module):
     r"""One operator's weight and bias.
 
-    With a ``gain``, the weight is ``gain * K / |K|`` per output channel: its scale is the gain's alone. Without one it
-    is ``K`` as the source makes it: where a normalization follows, and for the last operator of a branch, which
-    starts small: a small gain on a normalized weight would let the weight's direction learn more slowly by the
-    square of the gain.
-
     Args:
-        source (WeightSource): Makes ``K``.
-        gain (float | None): Start of the gain, shape ``(out,)``. Defaults to None, no gain.
+        source (WeightSource): Makes the weight.
+        gain (float | None): A factor of the weight, shape ``(out,)``, for sources that have no scale of their own:
+            output channels start with this length. Defaults to None, no factor.
         bias (bool): Whether to have a bias, shape ``(out,)``, which starts at 0. Defaults to True.
     """
 
@@ -356,7 +388,19 @@ class Synthesis(nn.Module):
         self.source = source
         out = source.shape[0]
         self.gain = None if gain is None else nn.Parameter(torch.full((out,), float(gain)))
+        self.unit = None  # the lengths that the gain was divided by
         self.bias = nn.Parameter(torch.zeros(out)) if bias else None
+
+    @torch.no_grad()
+    def begin(self, weights: list[Tensor], sizes: list[Tensor] | None = None, rescale: bool = True) -> None:
+        """See :meth:`WeightSource.begin`."""
+        self.source.begin(weights, sizes, rescale)
+        if self.gain is None:
+            return
+        unit = row_lengths(self.source(weights).flatten(1))
+        if rescale:
+            self.gain.data.mul_((torch.ones_like(unit) if self.unit is None else self.unit.to(unit.device)) / unit)
+        self.unit = unit
 
     def forward(self, weights: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Synthesize.
@@ -367,11 +411,10 @@ class Synthesis(nn.Module):
         Returns:
             tuple: weight ``(out, in, *k)`` and bias ``(out,)`` or None.
         """
-        kernel = self.source(weights)
+        weight = self.source(weights)
         if self.gain is not None:
-            matrix, length = with_lengths(kernel.flatten(1))
-            kernel = (matrix * (self.gain[:, None].to(matrix.dtype) / length)).view(kernel.shape)
-        return kernel, self.bias
+            weight = weight * self.gain.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1))
+        return weight, self.bias
 
 
 def build_source(mode: str, shape, neighbours, dim: int, start: float, fusion: dict) -> WeightSource:

@@ -267,7 +267,7 @@ def coefficient_summary(model: nn.Module) -> dict[str, float]:
             if module.gain is not None:
                 summary[f'{key}/gain'] = module.gain.detach().abs().mean().item()
             if isinstance(module.source, FusedWeight):
-                lengths = [c.detach().norm().item() * module.source.rate for c in module.source.coefficients]
+                lengths = [share.norm().item() for share in module.source.shares()]
                 preceding = lengths[: -(-len(lengths) // len(layer.neighbours))]  # all, if only one has this operator
                 summary[f'{key}/preceding'] = sum(preceding) / max(sum(lengths), 1e-12)
                 summary[f'{key}/length'] = sum(length**2 for length in lengths) ** 0.5

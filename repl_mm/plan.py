@@ -170,7 +170,10 @@ def _fusion(fusion, default: dict) -> dict:
     extra = {'mix': ('groups', default.get('groups', 1))}.get(kind)
     checked = dict(type=kind)
     if extra:
-        checked[extra[0]] = _integer(fusion.pop(extra[0], extra[1]), f'fusion.{extra[0]}', 1)
+        value = fusion.pop(extra[0], extra[1])
+        if value is not None or extra[1] is not None:
+            value = _integer(value, f'fusion.{extra[0]}', 1)
+        checked[extra[0]] = value
     if fusion:
         key, value = next(iter(fusion.items()))
         valid = f"'type' and {extra[0]!r}" if extra else "'type'"

@@ -38,6 +38,7 @@ from small import (
 
 import repl_mm
 from repl_mm.checkpoint import FORMAT, PLAN_KEY, decode_plan, encode_plan, plan_record
+from repl_mm.plan import PLAIN
 from repl_mm.reading import read_checkpoint, read_weights_only
 
 TABLE = pytest.mark.parametrize('name', BACKBONES)
@@ -403,9 +404,14 @@ def as_format(backbone, number):
 
 
 @TABLE
-def test_files_without_a_number_of_their_format_are_loaded(name):
+def test_files_without_a_number_of_their_format_are_loaded_where_nothing_changed(name):
     backbone = build_backbone(name)
     state = as_format(backbone, 1)
+    plan = repl_mm.plan_of(backbone)
+    if plan.mode not in PLAIN and plan.operator in ('separable', 'conv', 'full') and not plan.merged:
+        with pytest.raises(repl_mm.PlanError, match=f'format 1, which were not loaded: expected {FORMAT}; '):
+            backbone.load_state_dict(state)
+        return
     backbone.load_state_dict(state)
     found = backbone.state_dict()
     assert decode_plan(found.pop(PLAN_KEY))['format'] == FORMAT
@@ -422,7 +428,9 @@ def test_files_of_another_format_are_refused_in_one_line_and_nothing_is_loaded(n
         lambda: backbone.load_state_dict(torch.load(tmp_path / 'weights.pth')),
         lambda: load_checkpoint(backbone, str(tmp_path / 'weights.pth'), logger='current'),
     ):
-        with pytest.raises(repl_mm.PlanError, match=f'format {number!r}, which were not loaded: expected 1;') as error:
+        with pytest.raises(
+            repl_mm.PlanError, match=f'format {number!r}, which were not loaded: expected {FORMAT};'
+        ) as error:
             load()
         assert '\n' not in str(error.value)
         untouched(backbone, dict(before))
@@ -635,6 +643,42 @@ def test_stock_weights_load_strictly_into_every_row(name):
     for key, value in backbone.state_dict().items():
         wanted = start[key] if '.repl.' in key or key == PLAN_KEY else state[key]
         torch.testing.assert_close(value, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('way', ['torch', 'mmengine', 'init_cfg', 'from scratch', 'before the plan'])
+@pytest.mark.parametrize('mode', ['fuse', 'share', 'random'])
+def test_computing_layers_start_at_their_length_whatever_weights_their_neighbours_get(mode, way, tmp_path):
+    """Hidden units of length sqrt(2), which the neighbours' are not; trained coefficients stay with their weights."""
+    settings = dict(depth=50, base_channels=8)
+    stock = ResNet(**settings)
+    for parameter in stock.parameters():
+        parameter.data *= 5
+    torch.save(stock.state_dict(), tmp_path / 'stock.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'stock.pth'))
+    backbone = ResNet(**settings, **(dict(init_cfg=pretrained) if way == 'init_cfg' else {}))
+    if way == 'before the plan':
+        backbone.load_state_dict(stock.state_dict())
+    repl_mm.apply_repl(backbone, mode=mode, fusion='channel')
+    if way == 'torch':
+        backbone.load_state_dict(stock.state_dict())
+    elif way == 'mmengine':
+        load_checkpoint(backbone, str(tmp_path / 'stock.pth'))
+    elif way != 'before the plan':
+        backbone.init_weights()
+    layers = dict(repl_mm.computing_layers(backbone))
+    assert layers
+    for layer in layers.values():
+        lengths = layer.synthesize()[0][0].flatten(1).norm(dim=1)
+        torch.testing.assert_close(lengths, torch.full_like(lengths, 2**0.5))
+
+    for parameter in backbone.parameters():  # as a training does
+        parameter.data *= 1 + 0.1 * torch.rand_like(parameter)
+    again = ResNet(**settings)
+    repl_mm.apply_repl(again, mode=mode, fusion='channel')
+    again.load_state_dict(backbone.state_dict())
+    for (name, layer), other in zip(repl_mm.computing_layers(again), layers.values(), strict=True):
+        for mine, theirs in zip(layer.synthesize(), other.synthesize(), strict=True):
+            torch.testing.assert_close(mine[0], theirs[0], rtol=0, atol=0, msg=name)
 
 
 def test_loading_undoes_folding():

@@ -219,6 +219,20 @@ def test_default_keeps_most_of_the_saving(reference):
 
 
 @pytest.mark.parametrize(
+    ('shape', 'batch', 'flops', 'activations', 'params'),
+    [((800, 1344), 2, 0.71, 0.66, 0.93), ((320, 544), 2, 0.65, 0.5, 0.93), ((320, 544), 1, 0.6, 0.3, 0.93)],
+)
+def test_what_is_kept_of_the_saving_at_every_size(shape, batch, flops, activations, params):
+    e2e, got, limit = (resnet(50) for _ in range(3))
+    repl_mm.apply_repl(got)
+    repl_mm.apply_repl(limit, mode='remove')
+    e2e, got, limit = (cost.measure(net, cost.ImageInput(shape, batch)) for net in (e2e, got, limit))
+    wanted = dict(flops=flops, activation_bytes=activations, params=params)
+    for key, least in wanted.items():
+        assert cost.share_kept(got, e2e, limit, key) >= least, key
+
+
+@pytest.mark.parametrize(
     ('name', 'depth', 'settings'),
     [('ResNeXt', 101, dict(groups=32, base_width=4)), ('RegNet', None, dict(arch='regnetx_3.2gf'))],
 )
@@ -252,18 +266,21 @@ def test_mode_remove_is_the_limit(reference):
 # --- operations ------------------------------------------------------------------------------------------------------
 def cheap(name):
     """A backbone, what is replaced in it, and how many times the operations of E2E a step may have."""
-    if name == 'resnet50':
-        return lambda: resnet(50), dict(operator='half'), cost.ImageInput((800, 1344), 2), 1.4
-    if name == 'resnet50 small':
-        return lambda: resnet(50), dict(operator='half'), cost.ImageInput((64, 64), 1), 1.4
-    if name == 'resnet32':
-        return lambda: CifarResNet(32), dict(operator='half'), cost.ImageInput((32, 32), 128), 1.6
+    half = dict(operator='half') if name.endswith('half') else {}
+    if name.startswith('resnet50 small'):
+        return lambda: resnet(50), half, cost.ImageInput((64, 64), 1), 1.4
+    if name.startswith('resnet50'):
+        return lambda: resnet(50), half, cost.ImageInput((800, 1344), 2), 1.4
+    if name.startswith('resnet32'):
+        return lambda: CifarResNet(32), half, cost.ImageInput((32, 32), 128), 1.6
     vit = pytest.importorskip('mmseg.models').VisionTransformer
     settings = dict(img_size=(64, 64), embed_dims=192, num_layers=12, num_heads=3)
-    return lambda: vit(**settings), dict(operator='mlp'), cost.ImageInput((64, 64), 2), 1.2
+    return lambda: vit(**settings), {}, cost.ImageInput((64, 64), 2), 1.2
 
 
-@pytest.mark.parametrize('name', ['resnet50', 'resnet50 small', 'resnet32', 'vit'])
+@pytest.mark.parametrize(
+    'name', ['resnet50', 'resnet50 half', 'resnet50 small', 'resnet50 small half', 'resnet32', 'resnet32 half', 'vit']
+)
 def test_operations_of_a_step(name):
     """Every one is a launch on a GPU; hidden in a custom or compiled operator it would count all the same."""
     make, replace, inputs, limit = cheap(name)

@@ -1,4 +1,4 @@
-"""Weight space against brute-force loops in numpy: alignment, the learnable transformations, normalization."""
+"""Weight space against brute-force loops in numpy: alignment, the learnable transformations, their start."""
 
 import itertools
 
@@ -15,8 +15,8 @@ from repl_mm.fusion import (
     align_channels,
     align_kernel,
     build_source,
+    row_lengths,
     spread,
-    with_lengths,
 )
 
 # shape of the weight to be made, shapes of the neighbours' weights, hidden dimension, groups
@@ -55,19 +55,17 @@ def aligned(weight, shape, dim):
                 y_in, x_in = y + (kernel.shape[0] - shape[2]) // 2, x + (kernel.shape[1] - shape[3]) // 2
                 inside = 0 <= y_in < kernel.shape[0] and 0 <= x_in < kernel.shape[1]
                 value = kernel[y_in, x_in] if inside else 0
-            out[h, o, y, x] += value / len(sources)
+            out[h, o, y, x] += value
     return out
 
 
 def expected(source, weights):
-    """``sum_j T_j(W_j)``, ``W_j`` with hidden units of unit length if normalized, by loops over hidden units."""
+    """``sum_j T_j(W_j)``, by loops over hidden units."""
     shape = (*source.shape, 1, 1, 1)[:4]  # a matrix is a 1x1 convolution, a vector one of one input channel
     hidden, outer = shape[source.dim], shape[1 - source.dim]
     total = np.zeros((hidden, outer, *shape[2:]))
     for j, weight in enumerate(weights):
         unit = aligned(weight.reshape((*weight.shape, 1, 1, 1)[:4]), shape, source.dim)
-        for h in range(len(unit) if source.normalize else 0):
-            unit[h] /= np.sqrt((unit[h] ** 2).sum())
         coefficient = source.rate * source.coefficients[j].detach().numpy()
         for h in range(hidden):
             near = unit[h * len(unit) // hidden]
@@ -129,6 +127,7 @@ def test_start_takes_every_hidden_unit_from_one_neighbour_in_turn(kind, normaliz
     shape = (4, 5, 1, 1)
     weights = [torch.randn(shape), torch.randn(shape)]
     source = FusedWeight(shape, [shape, shape], 0, 0.3, kind, groups=2, normalize=normalize, rate=30.0)
+    source.begin(weights)
     made = source(weights).flatten(1)
     for h in range(4):
         unit = weights[h % 2].flatten(1)[h]
@@ -139,9 +138,10 @@ def test_scalar_starts_at_the_scaled_sum_or_mean():
     torch.manual_seed(0)
     shape = (3, 2, 1, 1)
     weights = [torch.randn(shape), torch.randn(shape)]
-    unit = [w / w.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for w in weights]
-    made = FusedWeight(shape, [shape, shape], type='scalar')(weights)
-    torch.testing.assert_close(made, (unit[0] + unit[1]) / 2**0.5)
+    unit = [w / w.flatten(1).norm(dim=1).square().mean().sqrt() for w in weights]
+    source = FusedWeight(shape, [shape, shape], type='scalar')
+    source.begin(weights)
+    torch.testing.assert_close(source(weights), (unit[0] + unit[1]) / 2**0.5)
     made = FusedWeight(shape, [shape, shape], start=0.3, type='scalar', normalize=False, rate=30.0)(weights)
     torch.testing.assert_close(made, 0.3 * (weights[0] + weights[1]) / 2)
 
@@ -154,7 +154,9 @@ def test_start_is_the_length_of_the_output_channels(kind, dim):
     shape, neighbours = (256, 64, 1, 1), [(256, 64, 1, 1), (512, 64, 1, 1)]
     mode = 'own' if kind == 'own' else 'fuse'
     source = build_source(mode, shape, neighbours, dim, 0.1, dict(type=kind))
-    length = source([torch.randn(n) for n in neighbours]).flatten(1).norm(dim=1)
+    weights = [3 * torch.randn(n) for n in neighbours]
+    source.begin(weights)
+    length = source(weights).flatten(1).norm(dim=1)
     assert length.square().mean().sqrt().item() == pytest.approx(0.1, rel=0.05)
 
 
@@ -187,31 +189,43 @@ def test_alignment_keeps_the_response_to_a_constant_input():
     for kernel in [(1, 1), (5, 5)]:
         torch.testing.assert_close(align_kernel(weight, kernel).sum((2, 3)), weight.sum((2, 3)))
     assert align_kernel(weight, (3, 3)) is weight
-    torch.testing.assert_close(align_channels(weight, 1, 1), weight.mean(1, keepdim=True))
+    torch.testing.assert_close(align_channels(weight, 1, 1), weight.sum(1, keepdim=True))
     torch.testing.assert_close(align_channels(weight, 0, 2), weight[[0, 2]])
 
 
-@pytest.mark.parametrize('mode', ['fuse', 'share', 'own'])
-def test_gain_is_the_length_of_the_output_channels_whatever_the_scale_of_the_neighbours(mode):
+def test_gain_gives_a_shared_weight_a_scale():
     torch.manual_seed(0)
     shape, neighbours, dim, _ = SHAPES['hidden input channels']
-    weights = [torch.randn(n) for n in neighbours]
-    synthesis = Synthesis(build_source(mode, shape, neighbours, dim, 1.0, dict(type='mix', groups=2)), gain=0.5)
-    torch.nn.init.uniform_(synthesis.gain, 0.1, 2)
-    weight, bias = synthesis(weights)
-    torch.testing.assert_close(weight.flatten(1).norm(dim=1), synthesis.gain.detach())
+    synthesis = Synthesis(build_source('share', shape, neighbours, dim, 1.0, {}), gain=0.5)
+    for scale in (1, 1000):
+        weights = [scale * torch.randn(n) for n in neighbours]
+        synthesis.begin(weights)
+        weight, bias = synthesis(weights)
+        torch.testing.assert_close(weight.flatten(1).norm(dim=1), torch.full(shape[:1], 0.5))
     assert bias.shape == shape[:1] and not bias.any()
-    scaled, _ = synthesis([w * 1000 for w in weights])
-    torch.testing.assert_close(scaled, weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('trained', [False, True])
 @pytest.mark.parametrize('kind', TRANSFORMS)
-def test_fusion_does_not_see_the_scale_of_the_neighbours_hidden_units(kind):
+def test_coefficients_follow_the_scale_of_new_neighbours(kind, trained):
+    """Unless they belong to the new weights already, as those of a checkpoint do."""
     torch.manual_seed(0)
     weights = [torch.randn(6, 4, 3, 3) for _ in range(2)]
     source = FusedWeight((6, 4, 3, 3), [(6, 4, 3, 3)] * 2, type=kind, groups=2)
-    scales = torch.rand(6, 1, 1, 1) * 100 + 0.01
-    torch.testing.assert_close(source([weights[0] * scales, weights[1] * 7]), source(weights))
+    source.begin(weights)
+    if trained:
+        for parameter in source.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    made = source(weights).detach()
+    one = 3.0 if kind == 'scalar' else torch.rand(6, 1, 1, 1) * 10 + 1  # lengths of rows, of the whole
+    scaled = [weights[0] * one, weights[1] * 7]
+    source.begin(scaled)
+    torch.testing.assert_close(source(scaled), made)
+    belonging = [c.detach().clone() for c in source.coefficients]
+    source.begin(weights, rescale=False)
+    assert all(map(torch.equal, belonging, source.coefficients))
+    source.begin(scaled)
+    assert not torch.allclose(source(scaled), made)
 
 
 def test_synthesis_without_gain_and_bias_is_the_source():
@@ -235,14 +249,15 @@ def test_own_ignores_the_neighbours():
 def test_zero_neighbours_stay_finite(kind):
     """A neighbour whose weights are all zero gives no NaN in either direction."""
     weight = torch.zeros(4, 4, 1, 1, requires_grad=True)
-    made, _ = Synthesis(FusedWeight((4, 4, 1, 1), [(4, 4, 1, 1)], type=kind), gain=1.0)([weight])
+    synthesis = Synthesis(FusedWeight((4, 4, 1, 1), [(4, 4, 1, 1)], type=kind), gain=1.0)
+    synthesis.begin([weight])
+    made, _ = synthesis([weight])
     made.sum().backward()
     assert made.isfinite().all() and weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize('scale', [1e-4, 1e-6, 1e-8, 0.0])
-@pytest.mark.parametrize('gain', [None, 1.0])
-def test_dead_filters_get_no_larger_gradients_than_others(scale, gain):
+def test_dead_filters_get_no_larger_gradients_than_others(scale):
     """Trained networks have rows that are nearly 0; divided by their length they would receive gradients of 1e6."""
     torch.manual_seed(0)
     weight = torch.randn(16, 8, 3, 3)
@@ -254,24 +269,17 @@ def test_dead_filters_get_no_larger_gradients_than_others(scale, gain):
         lent = weight.clone()
         lent[2] *= dead
         lent.requires_grad_()
-        kernel, _ = Synthesis(source, gain=gain)([lent, weight])
-        (kernel * torch.randn(shape)).sum().backward()
+        source.begin([lent, weight])
+        (source([lent, weight]) * torch.randn(shape)).sum().backward()
         return max(t.grad.abs().max() for t in (lent, *source.parameters()))
 
     assert gradient(scale) < 12 * gradient(1.0)
 
 
-def test_short_rows_receive_the_gradient_of_longer_ones():
-    torch.manual_seed(0)
-    unit = torch.nn.functional.normalize(torch.randn(4, 9), dim=1)
-    weight = (unit * torch.tensor([2.0, 2.0, 2.0, 1e-6])[:, None]).requires_grad_()
-    matrix, lengths = with_lengths(weight)
-    torch.testing.assert_close(matrix / lengths, unit)  # values are those of plain division
-    wanted = torch.randn(4, 9)
-    (matrix / lengths * wanted).sum().backward()
-    plain = (wanted - (wanted * unit).sum(1, keepdim=True) * unit) / weight.detach().norm(dim=1, keepdim=True)
-    plain[3] *= 1e-6 / (0.1 * 3**0.5)
-    torch.testing.assert_close(weight.grad, plain, rtol=1e-4, atol=1e-6)
+def test_short_rows_count_for_a_tenth_of_the_typical_length():
+    rows = torch.nn.functional.normalize(torch.ones(4, 9), dim=1) * torch.tensor([2.0, 2.0, 2.0, 1e-6])[:, None]
+    torch.testing.assert_close(row_lengths(rows), torch.tensor([2.0, 2.0, 2.0, 0.1 * 3**0.5]))
+    assert (row_lengths(torch.zeros(3, 2)) > 0).all()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -279,7 +287,8 @@ def test_half_precision_stays_finite_with_dead_filters(dtype):
     torch.manual_seed(0)
     weights = [torch.randn(16, 8, 3, 3) for _ in range(2)]
     weights[0][3] *= 1e-8
-    synthesis = Synthesis(FusedWeight((8, 8, 1, 1), [(16, 8, 3, 3)] * 2, groups=2), gain=1.0)
+    synthesis = Synthesis(FusedWeight((8, 8, 1, 1), [(16, 8, 3, 3)] * 2, groups=2))
+    synthesis.begin(weights)
     exact, _ = synthesis(weights)
     kernel, _ = synthesis.to(dtype)([weight.to(dtype) for weight in weights])
     torch.testing.assert_close(kernel.float(), exact, atol=0.05, rtol=0.05)

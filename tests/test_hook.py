@@ -85,7 +85,7 @@ def test_a_run_reports_verifies_logs_folds_and_saves_the_plan(data_root, tmp_pat
 
     scalars = (Path(runner.log_dir) / 'vis_data' / 'scalars.json').read_text()
     assert 'repl/backbone.layer3.1/reduce/preceding' in scalars
-    assert 'repl/backbone.layer3.1/reduce/gain' in scalars
+    assert 'repl/backbone.layer3.1/reduce/length' in scalars
 
 
 def test_resuming_a_stock_checkpoint_and_another_plan_are_refused(data_root, tmp_path):
@@ -164,7 +164,9 @@ def test_coefficients_start_with_half_a_share_for_each_neighbour():
     summary = coefficient_summary(backbone)
     assert summary['repl/layer3.2/reduce/preceding'] == pytest.approx(0.5)
     assert summary['repl/layer4.2/reduce/preceding'] == pytest.approx(1)  # nothing succeeds
-    assert summary['repl/layer3.2/reduce/gain'] == pytest.approx(2**0.5)
+    # 16 hidden units of length sqrt(2)
+    assert summary['repl/layer3.2/reduce/length'] == pytest.approx(2**0.5 * 16**0.5)
+    assert 'repl/layer3.2/spatial/preceding' not in summary  # taps of its own
     # 128 output channels of root mean square length 0.1, before and behind the mixing of orthonormal rows
     assert summary['repl/layer3.2/expand/length'] == pytest.approx(0.1 * 128**0.5)
 

@@ -44,7 +44,7 @@ def test_slots_of_every(depth, every, indices):
 
 def test_defaults():
     plan = make_plan('ResNet', DEPTHS[50])
-    assert plan == make_plan('ResNet', list(DEPTHS[50]), every=2, fusion=dict(type='mix', groups=2), ratio=0.5)
+    assert plan == make_plan('ResNet', list(DEPTHS[50]), every=2, fusion=dict(type='mix', groups=None), ratio=0.5)
     assert (plan.mode, plan.detach, plan.notes) == ('fuse', False, ())
     assert {field.name for field in dataclasses.fields(plan)} >= set(KEYS) - {'every', 'stages'}
 

@@ -14,7 +14,7 @@ from .borrowing import Watch, recorded
 # where autocast may be on
 DEVICES = ['cpu', *([accelerator.type] if (accelerator := torch.accelerator.current_accelerator()) else [])]
 
-LARGE = 2**22  # elements; fewer are not worth a second synthesis
+LARGE = 2**22  # elements; a second synthesis is not worth fewer
 
 
 class ComputingLayer(nn.Module):
@@ -57,7 +57,8 @@ class ComputingLayer(nn.Module):
             watches.append(Watch(block, lenders))
         self.neighbours = tuple(watches)
         borrowed = itertools.chain.from_iterable(itertools.chain.from_iterable(self.lent.values()))
-        self.size = sum(map(math.prod, borrowed))  # elements that the synthesis reads, and saves if they are changed
+        self.size = sum(map(math.prod, borrowed))  # elements that the synthesis reads
+        self.inner_size = 4 * self.size  # elements that it keeps for backward: more, where it changes what it reads
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if isinstance(x, Proxy):
@@ -107,21 +108,42 @@ class ComputingLayer(nn.Module):
         if plain:
             return self.repl[_key(name)].source.select(weights), None
         precision = weights[0].dtype if weights else torch.float32
-        if precision in (torch.float16, torch.bfloat16):  # row lengths and their inverses leave the range of float16
+        if precision in (torch.float16, torch.bfloat16):  # sums of many products
             weight, bias = self.repl[_key(name)]([weight.float() for weight in weights])
             return weight.to(precision), bias
         return self.repl[_key(name)](weights)
 
     def replace_borrowed(self, generator: torch.Generator) -> None:
-        """Put fixed random weights of the same size in the place of all that is borrowed: ``mode='random'``.
+        """Put fixed random weights of the same shapes in the place of all that is borrowed: ``mode='random'``.
 
         They are in no state dict: the same generator gives them again.
         """
         for name, shapes in self.lent.items():
             for index, shape in enumerate(itertools.chain.from_iterable(shapes)):
-                noise = torch.randn(shape, generator=generator)
+                noise = torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
                 self.register_buffer(f'noise/{_key(name)}/{index}', noise, persistent=False)
         self.random = True
+
+    @torch.no_grad()
+    def begin(self, rescale: bool = True) -> None:
+        """Take the scale of the neighbours' weights into account, once: whenever they got new ones.
+
+        Args:
+            rescale (bool): Whether the layer's parameters follow; otherwise they belong to these weights already.
+                Defaults to True.
+        """
+        for name in self.names:
+            synthesis, lent = self.repl[_key(name)], self._lent(name)
+            if self.random:
+                noise = self.borrow(name)
+                sizes = [a.square().mean().sqrt() / b.square().mean().sqrt() for a, b in zip(lent, noise, strict=True)]
+                synthesis.begin(noise, sizes, rescale)
+            else:
+                synthesis.begin(lent, None, rescale)
+
+    def init_weights(self) -> None:
+        """Mmengine calls it where the network is initialized, which gives the neighbours new weights."""
+        self.begin()
 
     def borrow(self, name: str) -> list[Tensor]:
         """The neighbours' weights for one operator: preceding first, then succeeding.
@@ -129,17 +151,18 @@ class ComputingLayer(nn.Module):
         Raises:
             BorrowError: A neighbour was changed so that they mean something else.
         """
-        weights = [
+        if self.random:
+            shapes = itertools.chain.from_iterable(self.lent[name])
+            return [self.get_buffer(f'noise/{_key(name)}/{index}') for index, _ in enumerate(shapes)]
+        weights = self._lent(name)
+        return [weight.detach() for weight in weights] if self.detach else weights
+
+    def _lent(self, name: str) -> list[Tensor]:
+        return [
             weight
             for neighbour, shapes in zip(self.neighbours, self.lent[name], strict=True)
             for weight in neighbour.borrow(self.neighbour_weights, name, shapes)
         ]
-        if self.random:
-            weights = [
-                self.get_buffer(f'noise/{_key(name)}/{index}') * weight.detach().square().mean().sqrt()
-                for index, weight in enumerate(weights)
-            ]
-        return [weight.detach() for weight in weights] if self.detach else weights
 
     def fold(self) -> None:
         """Synthesize once, for use in eval mode until :meth:`unfold`, ``train()`` or a load of weights."""
@@ -162,10 +185,10 @@ class ComputingLayer(nn.Module):
     def with_weights(self, function, x: Tensor, *args):
         """``function(x, weights, *args)``; what it saves for backward, but the weights, is recomputed there.
 
-        So is the synthesis under ``with_cp``, and where its inner tensors, a few times what it reads, are larger than
-        ``x``, and large at all.
+        So is the synthesis under ``with_cp``, where its inner tensors are large, and where they are not small beside
+        an ``x`` that is.
         """
-        if (self.with_cp or 4 * self.size > max(x.numel(), LARGE)) and not self.folded:
+        if not self.folded and (self.with_cp or self.inner_size > (x.numel() / 64 if x.numel() > LARGE else LARGE)):
             return recomputed(lambda x, *args: function(x, self.weights(), *args), x, *args)
         flat = [tensor for pair in self.weights() for tensor in pair]
 

@@ -1,20 +1,21 @@
 """The computing layer of convolutional residual blocks."""
 
 import copy
+import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ComputingLayer, recomputed
+from .base import ComputingLayer
 from .merged import MergedResidual, plain_conv
 
 
 class ResidualComputingLayer(ComputingLayer):
     """``last(x + drop(branch(x)))``; the branch is a chain of convolutions with synthesized weights.
 
-    No activation norm (it would need statistics that ``norm_eval`` never lets it learn): the inner weights are
-    normalized, the last one starts small. Only the output is kept for backward: weights and hidden activations are
-    recomputed.
+    No activation norm (it would need statistics that ``norm_eval`` never lets it learn): the inner weights start with
+    output channels of one length, the last one starts small. Only the output is kept for backward, and the weights
+    where they are small beside it: hidden activations are recomputed.
 
     Args:
         convs (dict[str, tuple]): Per convolution, in order, its :class:`repl_mm.fusion.Synthesis` and the settings of
@@ -30,14 +31,15 @@ class ResidualComputingLayer(ComputingLayer):
     def __init__(self, convs: dict, neighbours, neighbour_weights, detach, drop=None, activation=None, last=None):
         syntheses = {name: synthesis for name, (synthesis, _) in convs.items()}
         super().__init__(syntheses, neighbours, neighbour_weights, detach)
+        self.inner_size = sum(math.prod(synthesis.source.shape) for synthesis in syntheses.values())
         self.settings = [settings for _, settings in convs.values()]
         self.drop = drop or nn.Identity()
         self.activation = activation or nn.ReLU(inplace=True)
         self.last = last or nn.ReLU(inplace=True)
 
-    def branch(self, x: Tensor) -> Tensor:
+    def branch(self, x: Tensor, weights: tuple) -> Tensor:
         """The chain of convolutions, without the shortcut."""
-        for i, ((weight, bias), settings) in enumerate(zip(self.weights(), self.settings, strict=True)):
+        for i, ((weight, bias), settings) in enumerate(zip(weights, self.settings, strict=True)):
             x = F.conv2d(self.activation(x) if i else x, weight, bias, **settings)
         return x
 
@@ -50,4 +52,4 @@ class ResidualComputingLayer(ComputingLayer):
         return MergedResidual(branch, copy.deepcopy(self.drop), copy.deepcopy(self.last), half=False)
 
     def compute(self, x: Tensor) -> Tensor:
-        return self.last(x + self.drop(recomputed(self.branch, x)))
+        return self.last(x + self.drop(self.with_weights(self.branch, x)))

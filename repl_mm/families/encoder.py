@@ -26,7 +26,7 @@ from ..plan import Plan, PlanError
 from ..subclass import Specialized, specialize
 from .contract import missing
 
-OPERATORS = ('mixer', 'mlp', 'full')
+OPERATORS = ('mlp', 'mixer', 'full')
 DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
 RATE = 30.0  # of the fusion coefficients: transformers are trained by AdamW, and their weights are of the size 1 / 30
 EXPECTED = 'encoder layers with norm1, attn, norm2 and ffn or mlp'

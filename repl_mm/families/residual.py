@@ -24,7 +24,7 @@ from ..computing_layers import (
 from ..plan import Plan, PlanError
 
 OPERATORS = ('separable', 'conv', 'half', 'full')
-DEFAULTS = dict(every=2, ratio=0.5, fusion=dict(type='mix', groups=2))
+DEFAULTS = dict(every=2, ratio=0.5, fusion=dict(type='mix', groups=None))
 START = 0.1  # of the last operator of a branch: a converted network starts near the network without the block
 
 
@@ -140,15 +140,16 @@ def build(
                 f"replace.operator='conv' is not valid for bottleneck blocks such as {type(block).__name__}: one "
                 "convolution at full width would cost more than the block; expected 'separable' or 'full'"
             )
-        convs = dict(conv=(_last(plan, synthesis, 'conv', (channels, channels, *kernel)), keeping))
+        convs = dict(conv=(synthesis('conv', (channels, channels, *kernel), start=START), keeping))
     else:
         whole = width(block) if width else _width(block, parts)
         hidden = max(1, round(plan.ratio * whole / step)) * step
         gain = _gain(activation)
         convs = dict(
-            reduce=(synthesis('reduce', (hidden, channels, 1, 1), gain=gain), {}),
-            spatial=(synthesis('spatial', (hidden, 1, *kernel), gain=gain), dict(keeping, groups=hidden)),
-            expand=(_last(plan, synthesis, 'expand', (channels, hidden, 1, 1), dim=1), {}),
+            reduce=(synthesis('reduce', (hidden, channels, 1, 1), start=gain), {}),
+            # few numbers, which no mixing of the neighbours' could be cheaper than
+            spatial=(_own((hidden, 1, *kernel), gain), dict(keeping, groups=hidden)),
+            expand=(synthesis('expand', (channels, hidden, 1, 1), dim=1, start=START), {}),
         )
     return ResidualComputingLayer(convs, **settings)
 
@@ -214,16 +215,15 @@ def _fresh(block: nn.Module, norm: nn.Module | None) -> nn.Module:
     return norm.requires_grad_(True)
 
 
-def _synthesis(plan, neighbours, lent, role, shape, dim=0, start=1.0, gain=None, bias=True) -> fusion.Synthesis:
+def _synthesis(plan, neighbours, lent, role, shape, dim=0, start=None, bias=True) -> fusion.Synthesis:
     shapes = [tuple(weight.shape) for block in neighbours for weight in lent(block, role)]
-    source = fusion.build_source(plan.mode, shape, shapes, dim, start, plan.fusion)
-    return fusion.Synthesis(source, gain, bias)
+    source = fusion.build_source(plan.mode, shape, shapes, dim, start or 1.0, plan.fusion)
+    # a shared weight has no scale of its own; where a norm follows, it needs none
+    return fusion.Synthesis(source, start if plan.mode == 'share' else None, bias)
 
 
-def _last(plan, synthesis, role, shape, dim=0) -> fusion.Synthesis:
-    """The last operator of a branch starts small."""
-    gain = START if plan.mode == 'share' else None  # a shared weight has no scale of its own
-    return synthesis(role, shape, dim, START, gain)
+def _own(shape, start) -> fusion.Synthesis:
+    return fusion.Synthesis(fusion.OwnWeight(shape, start=start))
 
 
 def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], read, synthesis) -> nn.Module:
