@@ -58,7 +58,6 @@ class ComputingLayer(nn.Module):
         self.neighbours = tuple(watches)
         borrowed = itertools.chain.from_iterable(itertools.chain.from_iterable(self.lent.values()))
         self.size = sum(map(math.prod, borrowed))  # elements that the synthesis reads
-        self.inner_size = 4 * self.size  # elements that it keeps for backward: more, where it changes what it reads
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         if isinstance(x, Proxy):
@@ -185,10 +184,9 @@ class ComputingLayer(nn.Module):
     def with_weights(self, function, x: Tensor, *args):
         """``function(x, weights, *args)``; what it saves for backward, but the weights, is recomputed there.
 
-        So is the synthesis under ``with_cp``, where its inner tensors are large, and where they are not small beside
-        an ``x`` that is.
+        So is the synthesis under ``with_cp``, and where it :meth:`is_dear` to keep.
         """
-        if not self.folded and (self.with_cp or self.inner_size > (x.numel() / 64 if x.numel() > LARGE else LARGE)):
+        if not self.folded and (self.with_cp or self.is_dear(x)):
             return recomputed(lambda x, *args: function(x, self.weights(), *args), x, *args)
         flat = [tensor for pair in self.weights() for tensor in pair]
 
@@ -197,6 +195,13 @@ class ComputingLayer(nn.Module):
             return function(x, pairs, *rest[len(flat) :])
 
         return recomputed(run, x, *flat, *args)
+
+    def is_dear(self, x: Tensor) -> bool:
+        """Whether the synthesis is rather done again in backward: its inner tensors are larger than ``x``, and large.
+
+        They are a few times what it reads.
+        """
+        return 4 * self.size > max(x.numel(), LARGE)
 
     def unfold(self) -> None:
         """Synthesize at every forward again."""

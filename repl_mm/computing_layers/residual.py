@@ -6,7 +6,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ComputingLayer
+from .base import LARGE, ComputingLayer
 from .merged import MergedResidual, plain_conv
 
 
@@ -31,7 +31,7 @@ class ResidualComputingLayer(ComputingLayer):
     def __init__(self, convs: dict, neighbours, neighbour_weights, detach, drop=None, activation=None, last=None):
         syntheses = {name: synthesis for name, (synthesis, _) in convs.items()}
         super().__init__(syntheses, neighbours, neighbour_weights, detach)
-        self.inner_size = sum(math.prod(synthesis.source.shape) for synthesis in syntheses.values())
+        self.made_size = sum(math.prod(synthesis.source.shape) for synthesis in syntheses.values())
         self.settings = [settings for _, settings in convs.values()]
         self.drop = drop or nn.Identity()
         self.activation = activation or nn.ReLU(inplace=True)
@@ -42,6 +42,10 @@ class ResidualComputingLayer(ComputingLayer):
         for i, ((weight, bias), settings) in enumerate(zip(weights, self.settings, strict=True)):
             x = F.conv2d(self.activation(x) if i else x, weight, bias, **settings)
         return x
+
+    def is_dear(self, x: Tensor) -> bool:
+        """Only the weights themselves are kept: cheap, but where they are large or not small beside a large ``x``."""
+        return self.made_size > (x.numel() / 64 if x.numel() > LARGE else LARGE)
 
     def make_plain(self) -> nn.Module:
         branch = {}
