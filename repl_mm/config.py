@@ -15,6 +15,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.logging import MessageHub
 from mmengine.registry import (
     DATASETS,
     EVALUATOR,
@@ -433,6 +434,7 @@ def input_size(cfg: Config, phase: str = 'train') -> tuple[int, int, int]:
     Returns:
         tuple[int, int, int]: Batch size, height and width as the backbone sees them.
     """
+    MessageHub.get_current_instance().update_info('iter', 0)  # YOLOX's resizing of batches asks a training for it
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         loader = dict(copy.deepcopy(cfg[f'{phase}_dataloader']), num_workers=0, persistent_workers=False)
         preprocessor = MODELS.build(cfg.model.data_preprocessor)

@@ -27,6 +27,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from small import (
     BACKBONES,
     REPO,
+    STOCK,
     SWIN,
     TRANSFORMERS,
     build,
@@ -40,6 +41,7 @@ import repl_mm
 from repl_mm.checkpoint import FORMAT, PLAN_KEY, decode_plan, encode_plan, plan_record
 from repl_mm.plan import PLAIN
 from repl_mm.reading import read_checkpoint, read_weights_only
+from repl_mm.stock_weights import load_backbone, read_stock
 
 TABLE = pytest.mark.parametrize('name', BACKBONES)
 
@@ -580,6 +582,27 @@ def test_stock_transformer_weights_load_as_into_the_stock_backbone(name, operato
     )
     assert counts == [tuple(map(str, (loaded, dropped, len(places), missing)))]
     assert 'Error' not in '\n'.join(log)
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
+def test_tools_read_stock_weights_as_the_stock_backbone_does(name, tmp_path):
+    settings, source, stored = PRETRAINED[name]
+    torch.save(stored(random_weights(build(settings, **source))), tmp_path / 'stock.pth')
+    stock = build(settings, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'stock.pth')))
+    stock.init_weights()
+    state, _ = read_stock(str(tmp_path / 'stock.pth'), 'backbone.')
+    found, _ = load_backbone(settings, 'mmdet', state)
+    torch.testing.assert_close(found.state_dict(), stock.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['swin of the authors', 'pvt', 'pvtv2', 'pidnet'])
+def test_tools_read_a_backbones_own_names_where_its_own_code_does_not(name):
+    """It would convert them once more, or look for them in another place."""
+    settings = PRETRAINED[name][0] if 'swin' in name else STOCK[name]
+    weights = random_weights(build(settings))
+    found, unused = load_backbone(settings, 'mmdet', weights)
+    torch.testing.assert_close(dict(found.state_dict()), dict(weights), rtol=0, atol=0)
+    assert not unused
 
 
 @pytest.mark.parametrize('replace', [dict(), dict(operator='full'), dict(operator='full', mode='own')])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -336,3 +337,15 @@ def test_a_preprocessor_beside_the_model_is_put_into_it(tmp_path):
     (tmp_path / 'own.py').write_text(own)
     assert config.read_config(str(tmp_path / 'beside.py')).model == dict(type='A', data_preprocessor=dict(mean=[1.0]))
     assert config.read_config(str(tmp_path / 'own.py')).model.data_preprocessor == dict(std=[2.0])
+
+
+def test_the_size_of_yolox_images_is_known_before_a_training(mini_coco):
+    """Its resizing of batches asks for the step, which no Runner has set yet."""
+    cfg = Config.fromfile(ROOT / 'configs' / 'yolox_tiny_repl_coco.py')
+    cfg.train_dataloader.batch_size = 2
+    cfg.train_dataloader.dataset.dataset.update(
+        data_root=f'{mini_coco}/', ann_file='annotations/instances_train.json', data_prefix=dict(img='train/')
+    )
+    cfg.train_dataloader.dataset.dataset.metainfo = dict(classes=('circle', 'square', 'triangle', 'star'))
+    MessageHub.get_instance('of no training')  # the current one from here on
+    assert config.input_size(cfg) == (2, 640, 640)

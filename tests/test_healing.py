@@ -106,6 +106,22 @@ def test_dense_heads_maps_are_learned(tmp_path):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize('convert_weights', [True, False])
+def test_a_swin_of_mmdet_teaches_what_it_was_trained_to(convert_weights, tmp_path):
+    """Its own code would take the names of a whole detector's weights for those of the authors."""
+    cfg = config.read_config('mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py')
+    cfg.model.backbone.update(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 4])
+    cfg.model.backbone.update(convert_weights=convert_weights, init_cfg=None)
+    cfg.model.neck.in_channels = [16, 32, 64]
+    stock = heads.stock_model(cfg)
+    stock.init_weights()
+    torch.save(dict(state_dict=stock.state_dict()), tmp_path / 'stock.pth')
+    cfg.model.backbone.update(type='RepLSwinTransformer', replace=dict())
+    model = healed(cfg.model, tmp_path / 'stock.pth', cfg.default_scope)
+    assert model.teacher.what == 'outputs'
+    torch.testing.assert_close(model.teacher.model.state_dict(), stock.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ('name', 'what', 'idle'),
     [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / 'tools'
 
 
-def run(*command, cwd):
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, env={**os.environ, 'CI': '1'}
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def run(*command, cwd, code=0):
+    path = os.pathsep.join([str(ROOT / 'tests'), *filter(None, [os.environ.get('PYTHONPATH')])])  # of KillHook
+    env = {**os.environ, 'CI': '1', 'PYTHONPATH': path}
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, env=env)
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
@@ -77,3 +78,43 @@ def test_a_shipped_vit_config_trains_from_real_weights_on_real_photographs(confi
     assert slots == [(0, 1), (0, 4), (0, 7), (0, 10)]
     for metric in ('bbox', 'segm') if 'mask' in config else ('bbox',):
         assert f'coco/{metric}_mAP' in train and f'coco/{metric}_mAP' in test
+
+
+KILLED = """
+_base_ = {base!r}
+custom_imports = dict(imports=['repl_mm', 'kill_hook'])
+custom_hooks = [*_base_.custom_hooks, dict(type='KillHook', step=3)]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ('config', 'data', 'metric', 'options'),
+    [
+        ('rtmdet_tiny_repl_coco.py', 'coco_mini', 'coco/bbox_mAP', ['custom_hooks.1.switch_epoch=1']),
+        ('yolox_tiny_repl_coco.py', 'coco_mini', 'coco/bbox_mAP', ['custom_hooks.0.num_last_epochs=1']),
+        ('fcn_hr18s_repl_camvid.py', 'camvid', 'mIoU', ['model.pretrained=None']),
+        ('segnext_mscan-t_repl_camvid.py', 'camvid', 'mIoU', []),
+    ],
+)
+def test_a_shipped_config_is_killed_resumed_and_tested_on_photographs(
+    config, data, metric, options, shared_data, tmp_path
+):
+    """``--data-root`` alone says where they are; the options make it two epochs of four photographs, from scratch."""
+    options = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=2', 'model.backbone.init_cfg=None', *options]
+    options += ['default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']
+    if data == 'coco_mini':
+        options += ['model.test_cfg.score_thr=0.0']
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = f'{loader}.dataset.dataset' if 'yolox' in config and loader[:5] == 'train' else f'{loader}.dataset'
+        options += [f'{loader}.num_workers=0', f'{loader}.persistent_workers=False', f'{dataset}.indices=4']
+        options += [f'{loader}.batch_size={2 if loader[:5] == "train" else 1}']
+    options = ['--data-root', shared_data / data, '--work-dir', tmp_path / 'work', '--cfg-options', *options]
+    shipped = ROOT / 'configs' / config
+    (tmp_path / config).write_text(KILLED.format(base=str(shipped)))
+    run(TOOLS / 'train.py', tmp_path / config, *options, cwd=tmp_path, code=-signal.SIGKILL)
+    assert (tmp_path / 'work' / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+    log = ' '.join(run(TOOLS / 'train.py', shipped, '--resume', *options, cwd=tmp_path).split())
+    assert 'Epoch(train) [2][2/2]' in log and 'Epoch(train) [1]' not in log and metric in log
+    assert metric in run(TOOLS / 'test.py', shipped, tmp_path / 'work' / 'epoch_2.pth', *options, cwd=tmp_path)

@@ -5,6 +5,7 @@ installed, and this file is left out; tests/foreign.py stands in for them there.
 """
 
 import copy
+import re
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from repl_mm import config, data_checks
 from repl_mm.deployment import export, open_file, serve
 from repl_mm.healing import healing_config
 from repl_mm.reading import read_checkpoint
+from repl_mm.stock_weights import load_backbone, read_stock
 
 torchvision = pytest.importorskip('torchvision', reason='STACK=torchvision has it', exc_type=ImportError)
 timm = pytest.importorskip('timm', reason='STACK=torchvision has it')
@@ -210,6 +212,39 @@ def test_a_timm_backbone_of_a_config(package, name):
     assert not report.missing_keys and not report.unexpected_keys
     stock = config.stock_config(dict(settings, replace=dict(every=2)))
     assert stock == dict(type=f'{prefix}TIMMBackbone', model_name=name, features_only=True, pretrained=False)
+
+
+NETWORKS = [name for name, settings in MMPRETRAIN.items() if settings['type'] == 'TIMMBackbone']
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('package', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_weights_in_timms_own_files(package, name, tmp_path):
+    """As the tools read them, and by the words of timm that a config can hold. Control: the stock network."""
+    file = str(tmp_path / 'timm.pth')
+    settings = dict(MMPRETRAIN[name], type='mmpretrain.TIMMBackbone' if package == 'mmdet' else 'TIMMBackbone')
+    settings = dict(dict(features_only=False), **{k: v for k, v in settings.items() if k != '_scope_'})
+    ours = ('type', 'in_channels', 'features_only')
+    state = timm.create_model(**{k: v for k, v in settings.items() if k not in ours}).state_dict()
+    state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(state, file)
+
+    stock, unused = load_backbone(settings, package, read_stock(file, 'backbone.')[0])
+    assert not unused
+    for key, value in stock.state_dict().items():
+        key = key.removeprefix('timm_model.').removeprefix('model.')
+        name = re.sub(r'^(\w+?)_(\d+)\.', r'\1.\2.', key)  # the children of a FeatureListNet
+        assert torch.equal(value, state[name if name in state else key]), key
+
+    words = dict(pretrained=True, pretrained_cfg_overlay=dict(file=file))
+    twin, net = (config.build(dict(kind, **words), package) for kind in (settings, config.repl_config(settings)))
+    for key, value in net.state_dict().items():
+        assert torch.equal(twin.state_dict()[key], stock.state_dict()[key]) if key in twin.state_dict() else True
+        assert '.repl.' in key or key == 'repl_plan' or torch.equal(value, twin.state_dict()[key]), key
+    del state[next(key for key in state if key.endswith('.weight'))]
+    with pytest.raises(ValueError, match='has no values for 1 of|was not read by timm: ') as error:
+        load_backbone(settings, package, state)
+    assert '\n' not in str(error.value)
 
 
 def rates(backbone, constructor, **paramwise):

@@ -10,6 +10,7 @@ the size of the image are run once. The exit status is 1 if one fails.
 """
 
 import argparse
+import gc
 import json
 import sys
 import warnings
@@ -79,10 +80,10 @@ def walk(package: str, size: int = 96, only: tuple[str, ...] = ('*',)) -> dict:
 
     known = sorted({(text, scope) for _, scope, text in found if family_of(config.type_name(settings[text]))})
     print(f'\n{package}: running {len(known)} different backbones', file=sys.stderr)
-    outcomes = {
-        (text, scope): try_backbone(settings[text], scope, size)
-        for text, scope in track_iter_progress(known, file=sys.stderr)
-    }
+    outcomes = {}
+    for text, scope in track_iter_progress(known, file=sys.stderr):
+        outcomes[text, scope] = try_backbone(settings[text], scope, size)
+        gc.collect()  # few objects of many bytes, in cycles: Python would keep several gigabytes of them
     print(file=sys.stderr)
 
     results = []
