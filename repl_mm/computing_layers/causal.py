@@ -16,9 +16,9 @@ class DecoderComputingLayer(ComputingLayer):
     backward: weights and hidden activations are recomputed.
 
     Args:
-        syntheses (dict[str, Synthesis]): By operator: ``fc1`` ``(hidden, C + 1)``, ``fc2`` ``(C, hidden)`` with a bias;
-            of gated MLPs ``gate`` ``(hidden, C + 1)``. ``value`` ``(width, C + 1)`` and ``proj`` ``(C, width)``, if
-            given, mix the tokens without attention: every token receives the projected value of the mean of the tokens
+        syntheses (dict[str, Synthesis]): By operator: ``fc1`` ``(hidden, C + 1)``, ``fc2`` ``(C, hidden)`` with a
+            bias; of gated MLPs ``gate`` ``(hidden, C + 1)``. ``value`` ``(width, C + 1)`` and ``proj`` ``(C, width)``,
+            if given, mix the tokens without attention: every token receives the projected value of the mean of those
             that attention would let it see.
         neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
         activation (nn.Module): Between the linear layers, or behind the gate.
@@ -36,8 +36,8 @@ class DecoderComputingLayer(ComputingLayer):
         self.norm = norm
         self.place = place
 
-    def branch(self, x: Tensor, weights: tuple, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """The MLP and the token mixing, without the shortcut."""
+    def branch(self, x: Tensor, weights: tuple, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The MLP and the token mixing, without the shortcut; ``tokens`` are None if ``x`` is all of them."""
         weights = dict(zip(self.names, weights, strict=True))
         y = self.norm(x)
         hidden = linear(y, weights['fc1'][0])
@@ -47,7 +47,7 @@ class DecoderComputingLayer(ComputingLayer):
             hidden = self.activation(hidden)
         out = nn.functional.linear(hidden, *weights['fc2'])
         if 'value' in weights:
-            seen = mean_so_far(y if tokens is x else self.norm(tokens), x.shape[1], mask)
+            seen = mean_so_far(y if tokens is None else self.norm(tokens), x.shape[1], mask)
             out = out + nn.functional.linear(linear(seen, weights['value'][0]), *weights['proj'])
         return out
 
@@ -61,7 +61,6 @@ class DecoderComputingLayer(ComputingLayer):
 
     def compute(self, x: Tensor, cache=None, attention_mask: Tensor | None = None, *args, **kwargs) -> Tensor:
         """What else a layer is called with (positions, rotations) is for attention, which is not here."""
-        tokens = x
-        if 'value' in self.names:
-            tokens = remember(x, cache, attention_mask, self.place)  # not in what backward computes again
+        # not in what backward computes again
+        tokens = remember(x, cache, attention_mask, self.place) if 'value' in self.names else None
         return x + self.drop(self.with_weights(self.branch, x, tokens, attention_mask))

@@ -111,7 +111,7 @@ class MergedDecoder(MergedLayer):
         out = self.repl['fc2'](hidden)
         if 'value' in self.repl:
             tokens = remember(x, cache, attention_mask, self.place)
-            seen = mean_so_far(y if tokens is x else self.repl['norm'](tokens), x.shape[1], attention_mask)
+            seen = mean_so_far(y if tokens is None else self.repl['norm'](tokens), x.shape[1], attention_mask)
             out = out + self.repl['proj'](self.repl['value'](seen))
         return x + self.drop(out)
 
@@ -165,10 +165,11 @@ def mean_so_far(tokens: Tensor, length: int, mask: Tensor | None = None) -> Tens
     return (share / share.sum(-1, keepdim=True).clamp_min(1)) @ tokens
 
 
-def remember(x: Tensor, cache, mask: Tensor | None, place: int) -> Tensor:
-    """All tokens of a text, those from a cache of transformers first; new ones join them there.
+def remember(x: Tensor, cache, mask: Tensor | None, place: int) -> Tensor | None:
+    """All tokens of a text, those from a cache of transformers first; None if ``x`` is all of them.
 
-    They stand where the keys of the replaced layer stood: a cache is reordered, cropped and moved as a whole.
+    The new ones join the cache. They stand where the keys of the replaced layer stood: a cache is reordered, cropped
+    and moved as a whole.
 
     Args:
         x (Tensor): The new tokens, ``(N, L, C)``.
@@ -186,10 +187,10 @@ def remember(x: Tensor, cache, mask: Tensor | None, place: int) -> Tensor:
             "operator 'mlp' or 'full'"
         )
     if cache is None:
-        return x
+        return None
     tokens = cache.update(x[:, None], x[:, None, :, :0], place)[0][:, 0]
     # a cache of fixed size is empty in front of a text: transformers leaves the mask out there
-    return x if mask is None and getattr(cache, 'is_compileable', False) else tokens
+    return None if mask is None and getattr(cache, 'is_compileable', False) else tokens
 
 
 def add_to_tokens(x: Tensor, token: Tensor) -> Tensor:
