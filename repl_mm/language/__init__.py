@@ -4,9 +4,19 @@ A config with ``default_scope = 'repl_mm'`` finds all of it by name. ``transform
 one of its networks, never before.
 """
 
-from .backbones import NETWORKS
+from .backbones import GPT2Model, LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 from .datasets import WikiText2, WordText
 from .metric import Perplexity
 from .model import LanguageModel
 
-__all__ = ['NETWORKS', 'LanguageModel', 'Perplexity', 'WikiText2', 'WordText']
+__all__ = [
+    'GPT2Model',
+    'LanguageModel',
+    'LlamaModel',
+    'MistralModel',
+    'Perplexity',
+    'Qwen2Model',
+    'Qwen3Model',
+    'WikiText2',
+    'WordText',
+]

@@ -6,7 +6,6 @@ import difflib
 from torch import nn
 
 from ..config import ConfigError
-from ..families import decoder
 from ..registry import MODELS
 
 
@@ -39,13 +38,36 @@ def build_network(name: str, settings: dict) -> nn.Module:
         raise ConfigError(f'{name}: {" ".join(str(error).split())}') from None
 
 
-def _network(name: str) -> type:
-    def new(cls, **settings):
-        return build_network(name, settings)
+class Network:
+    """Base of the types: calling one gives a network of ``transformers``, as :func:`build_network` does.
 
-    words = dict(__new__=new, __doc__=f'The {name} of transformers; see :func:`build_network`.', __module__=__name__)
-    return type(name, (), words)
+    They are classes, as all types of backbones are: builders look at those of whom they build.
+    """
+
+    def __new__(cls, **settings):
+        return build_network(cls.__name__, settings)
 
 
-# classes, as all types of backbones are: builders look at those of whom they build
-NETWORKS = {name: MODELS.register_module(name=name, module=_network(name)) for name in decoder.BACKBONES}
+@MODELS.register_module()
+class GPT2Model(Network):
+    """GPT-2."""
+
+
+@MODELS.register_module()
+class LlamaModel(Network):
+    """Llama."""
+
+
+@MODELS.register_module()
+class MistralModel(Network):
+    """Mistral."""
+
+
+@MODELS.register_module()
+class Qwen2Model(Network):
+    """Qwen2."""
+
+
+@MODELS.register_module()
+class Qwen3Model(Network):
+    """Qwen3."""
