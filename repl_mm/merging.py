@@ -94,7 +94,10 @@ def _merged_layers(backbone: nn.Module, example: Tensor | None) -> dict[str, nn.
     try:
         with in_eval_mode(backbone):
             try:
-                backbone(example.to(parameter if example.is_floating_point() else parameter.device))
+                if example.is_floating_point():
+                    backbone(example.to(parameter))
+                else:  # a cache would get the tokens once more below
+                    backbone(example.to(parameter.device), use_cache=False)
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 shape = tuple(example.shape)
                 raise MergeError(
