@@ -21,7 +21,12 @@ from .encoder import DEFAULTS, OPERATORS, START, with_bias  # noqa: F401  (DEFAU
 
 BACKBONES = ('GPT2Model', 'LlamaModel', 'MistralModel', 'Qwen2Model', 'Qwen3Model')
 REFUSED = {}
-BUILT = ('GPT2LMHeadModel', 'LlamaForCausalLM', 'MistralForCausalLM', 'Qwen2ForCausalLM', 'Qwen3ForCausalLM')
+# built as Llama is; and all of them with a head
+ALIKE = ('HeliumModel', 'HunYuanDenseV1Model', 'MinistralModel', 'Ministral3Model', 'SeedOssModel', 'SmolLM3Model')
+HEADS = {name: name.replace('Model', 'ForCausalLM') for name in (*BACKBONES, *ALIKE)} | {
+    'GPT2Model': 'GPT2LMHeadModel'
+}
+BUILT = (*ALIKE, *HEADS.values())
 # the parts of a block by their roles: of GPT-2, whose matrices are (in, out), and of Llama
 GPT = dict(norm1='ln_1', value='attn.c_attn', proj='attn.c_proj', norm2='ln_2')
 GPT |= dict(fc1='mlp.c_fc', activation='mlp.act', fc2='mlp.c_proj')
@@ -68,6 +73,8 @@ def _lacking(block: nn.Module) -> list[str]:
     norm = part(block, 'norm1')
     if not isinstance(norm, nn.LayerNorm) and 'RMSNorm' not in type(norm).__name__:
         return ['LayerNorm or RMSNorm in front of its attention']
+    if not hasattr(block, 'ln_1') and matrix(part(block, 'proj')).shape[1] % len(matrix(part(block, 'value'))):
+        return ['self_attn.o_proj as wide as the values of all heads']
     return []
 
 

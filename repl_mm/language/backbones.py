@@ -34,7 +34,7 @@ def build_network(name: str, settings: dict) -> nn.Module:
             raise ConfigError(f'{name}.{key}={value!r}: unknown setting; expected one as {", ".join(near)}')
     try:
         return kind(kind.config_class(**{'use_cache': False, **settings}))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a class of its own for fields of another type
         raise ConfigError(f'{name}: {" ".join(str(error).split())}') from None
 
 
