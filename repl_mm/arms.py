@@ -25,6 +25,7 @@ from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from torch import nn
 
 from .config import (
+    ConfigError,
     build,
     find_backbones,
     has_repl_type,
@@ -32,11 +33,13 @@ from .config import (
     repl_type,
     stock_config,
     stock_type,
+    takes_words,
+    type_name,
     with_backbones,
     without_objects,
     without_weights,
 )
-from .inputs import ImageInput
+from .inputs import ImageInput, WordInput
 from .non_reentrant import is_non_reentrant, make_all_non_reentrant
 from .plan import MODES
 from .surgery import check_keys
@@ -64,7 +67,7 @@ class Arm:
         settings (dict): Words of the backbone.
         model_settings (dict): Words of the model by dotted key, ``model.`` included.
         switches (tuple[str, ...]): Of :data:`SWITCHES`.
-        inputs (ImageInput): What the backbone is measured on.
+        inputs (ImageInput | WordInput): What the backbone is measured on.
     """
 
     name: str
@@ -72,18 +75,19 @@ class Arm:
     settings: dict = field(default_factory=dict)
     model_settings: dict = field(default_factory=dict)
     switches: tuple[str, ...] = ()
-    inputs: ImageInput = ImageInput()
+    inputs: ImageInput | WordInput = ImageInput()
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_arm(text: str, inputs: ImageInput | None = None) -> Arm:
+def read_arm(text: str, inputs: ImageInput | WordInput | None = None) -> Arm:
     """Return the arm that a text names.
 
     Args:
         text (str): See :mod:`repl_mm.arms`.
-        inputs (ImageInput | None): What the backbone is measured on. Defaults to None, 2 images of 800x1344.
+        inputs (ImageInput | WordInput | None): What the backbone is measured on. Defaults to None, 2 images of
+            800x1344.
 
     Raises:
         ValueError: It names none.
@@ -133,12 +137,13 @@ def _read_words(text: str, switches: tuple[str, ...] = ()) -> tuple[dict[str, An
     return words, tuple(switched)
 
 
-def default_arms(cfg: Config, inputs: ImageInput | None = None) -> list[Arm]:
+def default_arms(cfg: Config, inputs: ImageInput | WordInput | None = None) -> list[Arm]:
     """Return what is worth to set beside each other in a table of costs.
 
     Args:
         cfg (Config): A config with stock or RepL backbones.
-        inputs (ImageInput | None): What the backbones are measured on. Defaults to None, 2 images of 800x1344.
+        inputs (ImageInput | WordInput | None): What the backbones are measured on. Defaults to None, 2 images of
+            800x1344.
 
     Returns:
         list[Arm]: e2e, fuse and remove; e2e and fuse with ``with_cp`` and, if their norms are batch norms, with
@@ -230,7 +235,7 @@ def arm_config(arm: Arm, cfg: Config) -> Config:
     return cfg
 
 
-def build_backbones(arm: Arm, cfg: Config) -> list[tuple[nn.Module, ImageInput]]:
+def build_backbones(arm: Arm, cfg: Config) -> list[tuple[nn.Module, ImageInput | WordInput]]:
     """Build the backbones of an arm, alone and without weights, in the config's own scope.
 
     Args:
@@ -238,7 +243,8 @@ def build_backbones(arm: Arm, cfg: Config) -> list[tuple[nn.Module, ImageInput]]
         cfg (Config): A config with stock or RepL backbones.
 
     Returns:
-        list[tuple[nn.Module, ImageInput]]: Each backbone, and the arm's input with as many channels as it takes.
+        list[tuple[nn.Module, ImageInput | WordInput]]: Each backbone, and the arm's input with as many channels, or
+        words, as it takes.
 
     Raises:
         ValueError: The model has no backbone that RepL serves, a word of the arm is not possible, or a switch has
@@ -255,8 +261,21 @@ def build_backbones(arm: Arm, cfg: Config) -> list[tuple[nn.Module, ImageInput]]
         backbone = build(node, cfg.get('default_scope'))
         for switch in arm.switches:
             _switch_on(switch, backbone)
-        backbones.append((backbone, arm.inputs.with_channels(node.get('in_channels', 3))))
+        backbones.append((backbone, fitted(arm.inputs, node)))
     return backbones
+
+
+def fitted(inputs: ImageInput | WordInput, node: dict) -> ImageInput | WordInput:
+    """Return an input with as many channels, or words, as the backbone of a config takes.
+
+    Raises:
+        ConfigError: The backbone takes words, and the input is of images, or the other way round.
+    """
+    words = takes_words(node)
+    if words != isinstance(inputs, WordInput):
+        wanted = 'words: expected one number, as 128' if words else 'images: expected height and width'
+        raise ConfigError(f'shape={inputs.shape} is not valid for a {type_name(node)}, which takes {wanted}')
+    return inputs.fitted(node)
 
 
 def _switch_on(switch: str, backbone: nn.Module) -> None:

@@ -33,7 +33,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from .families import FAMILIES
+from .families import FAMILIES, decoder
+from .inputs import ImageInput, WordInput, make_input
 from .registry import MODELS as REPL_MODELS
 from .registry import PACKAGES, WEIGHTS, class_of
 from .surgery import check_keys, repl_backbones
@@ -424,7 +425,28 @@ def optimizer_moments(cfg: Config) -> tuple[int, str]:
     return 1, 'SGD with momentum'
 
 
-def input_size(cfg: Config, phase: str = 'train') -> tuple[int, int, int]:
+def takes_words(backbone: dict) -> bool:
+    """Return whether the backbone of a config takes numbers of words, not images."""
+    return type_name(backbone).removeprefix('RepL') in decoder.BACKBONES
+
+
+def example_input(cfg: Config, shape: tuple[int, ...] | None = None, batch: int = 2) -> ImageInput | WordInput:
+    """Return what the backbones of a config are measured on.
+
+    Args:
+        cfg (Config): A config with stock or RepL backbones.
+        shape (tuple[int] | None): Height and width, or the number of words. Defaults to None: 800x1344, or as many
+            words as the network has positions, and no more than 1024.
+        batch (int): Images or texts in a step. Defaults to 2.
+    """
+    if shape is None:
+        words = [node for node in find_backbones(cfg.get('model')).values() if takes_words(node)]
+        positions = [node.get('n_positions') or node.get('max_position_embeddings') or 1024 for node in words]
+        shape = (min(*positions, 1024),) if words else ImageInput().shape
+    return make_input(shape, batch)
+
+
+def input_size(cfg: Config, phase: str = 'train') -> tuple[int, ...]:
     """Return the size of the first batch.
 
     Args:
@@ -432,7 +454,7 @@ def input_size(cfg: Config, phase: str = 'train') -> tuple[int, int, int]:
         phase (str): 'train', 'val' or 'test'. Defaults to 'train'.
 
     Returns:
-        tuple[int, int, int]: Batch size, height and width as the backbone sees them.
+        tuple[int]: Batch size, height and width as the backbone sees them, or batch size and number of words.
     """
     MessageHub.get_current_instance().update_info('iter', 0)  # YOLOX's resizing of batches asks a training for it
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
@@ -442,7 +464,7 @@ def input_size(cfg: Config, phase: str = 'train') -> tuple[int, int, int]:
         inputs = tree_leaves(preprocessor(batch, training=phase == 'train')['inputs'])[
             0
         ]  # of the first branch, if it has some
-    return inputs.shape[0], *inputs.shape[-2:]
+    return inputs.shape[0], *inputs.shape[-2 if inputs.dim() > 2 else -1 :]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS
 from torch import nn
 
+from .arms import fitted
 from .calibration import calibrate, uncalibrated
 from .checkpoint import PLAN_KEY, decode_plan, plan_record, refuse_difference
 from .computing_layers import dotted, is_sharded
 from .fusion import FusedWeight, Synthesis, UnitsWeight
+from .inputs import make_input
 from .plan import PlanError
 from .registry import HOOKS, register
 from .surgery import computing_layers, repl_backbones
@@ -37,8 +39,8 @@ class RepLHook(Hook):
     * For validation and test: synthesizes the weights once instead of at every forward.
 
     Args:
-        shape (tuple[int] | None): Height and width at which the report counts costs, batch size 2; None: no costs.
-            Defaults to (800, 1344), what mmdet's schedules train on.
+        shape (tuple[int] | None): Height and width at which the report counts costs, batch size 2, or the number of
+            words; None: no costs. Defaults to (800, 1344), what mmdet's schedules train on.
         interval (int): Steps between two logs of the coefficients. Defaults to 50.
         calibration_batches (int): Training batches to calibrate on, where needed. Defaults to 16.
 
@@ -52,8 +54,11 @@ class RepLHook(Hook):
     priority = 'LOW'
 
     def __init__(self, shape=(800, 1344), interval: int = 50, calibration_batches: int = 16):
-        if shape is not None and (len(shape) != 2 or min(shape) < 1):
-            raise ValueError(f'RepLHook.shape={shape!r} is not valid: expected (height, width), or None for no costs')
+        if shape is not None and (len(shape) not in (1, 2) or min(shape) < 1):
+            raise ValueError(
+                f'RepLHook.shape={shape!r} is not valid: expected (height, width), (words,) for a '
+                'language model, or None for no costs'
+            )
         for key, value in (('interval', interval), ('calibration_batches', calibration_batches)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f'RepLHook.{key}={value!r} is not valid: expected an integer of at least 1')
@@ -93,7 +98,7 @@ class RepLHook(Hook):
                 text = costs(backbone, self.shape, _optimizer_of(backbone, _optimizers(runner)))
             except Exception as error:  # never a reason not to train
                 text = f'no costs: {error}'
-            where = f'one training step of 2 images of {self.shape[0]}x{self.shape[1]}'
+            where = f'one training step at {make_input(self.shape)}'
             runner.logger.info(f'{name or "model"}, {where}:\n{text}')
 
     @master_only
@@ -282,7 +287,7 @@ def costs(backbone: nn.Module, shape: tuple[int, int], optimizer: torch.optim.Op
 
     Args:
         backbone (nn.Module): A backbone with RepL. It is not changed.
-        shape (tuple[int]): Height and width of the images.
+        shape (tuple[int]): Height and width of the images, or the number of words.
         optimizer (torch.optim.Optimizer): The optimizer of the training.
 
     Returns:
@@ -293,7 +298,7 @@ def costs(backbone: nn.Module, shape: tuple[int, int], optimizer: torch.optim.Op
     settings = dict(optimizer.defaults, type=type(optimizer).__name__)
     moments = cost.optimizer_moments(dict(optim_wrapper=dict(optimizer=settings)))[0]
     stock = getattr(backbone, 'repl_stock', None)
-    inputs = cost.ImageInput(shape).with_channels((stock or {}).get('in_channels', 3))
+    inputs = fitted(make_input(shape), stock) if stock else make_input(shape)
     after = cost.measure(backbone, inputs, moments)
     if stock is None:
         return (

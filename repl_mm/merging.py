@@ -30,7 +30,8 @@ def merge(model: nn.Module, example: Tensor | None = None) -> nn.Module:
 
     Args:
         model (nn.Module): A model with one or more RepL backbones, or a RepL backbone. It is put in no other mode.
-        example (Tensor | None): Images ``(N, C, H, W)`` as a backbone takes them. Defaults to None, random ones.
+        example (Tensor | None): Images ``(N, C, H, W)``, or texts ``(N, L)``, as a backbone takes them. Defaults to
+            None, random ones.
 
     Returns:
         nn.Module: The model itself.
@@ -80,7 +81,7 @@ def _merged_layers(backbone: nn.Module, example: Tensor | None) -> dict[str, nn.
     plain = {name: layer.plain() for name, layer in layers.items()}
     parameter = next(backbone.parameters())
     if example is None:
-        example = example_images(backbone).to(parameter)
+        example = example_images(backbone)
     calls = {}
 
     def record(name):
@@ -93,7 +94,10 @@ def _merged_layers(backbone: nn.Module, example: Tensor | None) -> dict[str, nn.
     try:
         with in_eval_mode(backbone):
             try:
-                backbone(example.to(parameter))
+                if example.is_floating_point():
+                    backbone(example.to(parameter))
+                else:  # a cache would get the tokens once more below
+                    backbone(example.to(parameter.device), use_cache=False)
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 shape = tuple(example.shape)
                 raise MergeError(
@@ -121,19 +125,21 @@ def _check_same(name: str, out: Tensor, merged: Tensor) -> None:
 
 
 def example_images(backbone: nn.Module, shape: tuple[int, int] | None = None, batch: int = 1) -> Tensor:
-    """Random images that a backbone takes.
+    """Random images that a backbone takes, or random texts.
 
     Args:
         backbone (nn.Module): The backbone.
         shape (tuple[int] | None): Height and width. Defaults to None, its ``img_size`` if it has one, else 64x64.
         batch (int): Images. Defaults to 1.
     """
+    generator = torch.Generator().manual_seed(0)
+    if hasattr(backbone, 'get_input_embeddings'):
+        return torch.randint(backbone.config.vocab_size, (batch, *(shape or (16,))), generator=generator)
     first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
     size = shape or getattr(backbone, 'img_size', None) or 64
     shape = (size, size) if isinstance(size, int) else tuple(size)
     # YOLOX's stem lays 2x2 pixels on each other as channels
     apart = any(type(module).__name__ == 'Focus' for module in backbone.modules())
-    generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, first.in_channels // (4 if apart else 1), *shape, generator=generator)
 
 

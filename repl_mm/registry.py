@@ -1,8 +1,8 @@
 """The registries of scope ``repl_mm``: a config may say ``type='repl_mm.RepLResNet'`` without any import.
 
 Builders, hooks and optimizer wrappers are registered at mmengine's root registry as well, so that after
-``custom_imports = dict(imports=['repl_mm'])`` the plain names work in every scope. What is for classification is in
-this scope only: ``default_scope = 'repl_mm'``, or the prefix.
+``custom_imports = dict(imports=['repl_mm'])`` the plain names work in every scope. What is for classification and
+language is in this scope only: ``default_scope = 'repl_mm'``, or the prefix.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,11 @@ def _child(parent: Registry, *locations: str) -> Registry:
     return Registry(parent.name, parent=parent, scope='repl_mm', locations=[f'repl_mm.{name}' for name in locations])
 
 
-MODELS = _child(ROOT_MODELS, 'backbones', 'classification', 'healing')
+MODELS = _child(ROOT_MODELS, 'backbones', 'classification', 'healing', 'language')
 HOOKS = _child(ROOT_HOOKS, 'hook')
 OPTIM_WRAPPERS = _child(ROOT_OPTIM_WRAPPERS, 'optim')
-DATASETS = _child(ROOT_DATASETS, 'classification', 'pictures')
-METRICS = _child(ROOT_METRICS, 'classification')
+DATASETS = _child(ROOT_DATASETS, 'classification', 'language', 'pictures')
+METRICS = _child(ROOT_METRICS, 'classification', 'language')
 FUNCTIONS = _child(ROOT_FUNCTIONS, 'classification')
 TRANSFORMS = _child(ROOT_TRANSFORMS, 'classification.transforms')
 

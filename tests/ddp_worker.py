@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from small import build_backbone, gradients, images
+from small import WITH_TRANSFORMERS, build_backbone, gradients, images
 from torch.nn.parallel import DistributedDataParallel
 
 STEPS = 3
-LEARNING_RATE = dict(vit=1e-4, vit_full=1e-4)  # by row of the table, 0.5 for others
+LEARNING_RATE = dict(vit=1e-4, vit_full=1e-4, gpt2=1e-3, llama_full=1e-3)  # by row of the table, 0.5 for others
 BATCH = 2  # of each process
 
 # name: (row of the table of backbones, settings)
@@ -17,7 +17,8 @@ CASES = {
     f'{name}{"_with_cp" if with_cp else ""}': (name, dict(with_cp=with_cp))
     for name in ('basic', 'adjacent', 'full', 'detach', 'share', 'own', 'remove', 'v1d', 'vit', 'vit_full')
     for with_cp in (False, True)
-} | {'trained_stem': ('basic', dict(frozen_stages=-1, with_cp=True))}
+} | {name: (name, {}) for name in (('gpt2', 'llama_full') if WITH_TRANSFORMERS else ())}
+CASES |= {'trained_stem': ('basic', dict(frozen_stages=-1, with_cp=True))}
 
 
 def build(case):

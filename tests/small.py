@@ -147,6 +147,22 @@ MMPRETRAIN = {
         ls_init_value=0.5,
     ),
 }
+# of Hugging Face's transformers; they read pictures as texts here, see as_texts
+WORDS = dict(_scope_='repl_mm', vocab_size=50, bos_token_id=None, eos_token_id=None)
+GPT2 = dict(WORDS, type='GPT2Model', n_embd=16, n_layer=6, n_head=2, n_positions=32)
+GPT2 |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+LLAMA = dict(WORDS, type='LlamaModel', hidden_size=16, intermediate_size=40, num_hidden_layers=6)
+LLAMA |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32)
+LANGUAGE = {
+    'gpt2': GPT2,
+    'gpt2 drops': dict(GPT2, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1, n_inner=24, activation_function='relu'),
+    'llama': LLAMA,
+    'llama with biases': dict(LLAMA, attention_bias=True, mlp_bias=True, head_dim=8, num_key_value_heads=1),
+    'mistral': dict(LLAMA, type='MistralModel', sliding_window=5),
+    'qwen2': dict(LLAMA, type='Qwen2Model'),
+    'qwen3': dict(LLAMA, type='Qwen3Model', head_dim=6),
+}
+WITH_TRANSFORMERS = find_spec('transformers') is not None
 WITH_MMPRETRAIN = find_spec('mmpretrain') is not None and find_spec('timm') is not None
 
 # name: settings; every served class has a row, and a new family adds its own
@@ -228,6 +244,8 @@ STOCK = {
 
 if WITH_MMPRETRAIN:
     STOCK |= MMPRETRAIN
+if WITH_TRANSFORMERS:
+    STOCK |= LANGUAGE
 
 # as mmdet trains
 R18, R50 = (dict(STOCK[name], frozen_stages=1, norm_eval=True) for name in ('r18', 'r50'))
@@ -268,7 +286,14 @@ if WITH_MMPRETRAIN:
         'timm_swin': (dict(MMPRETRAIN['timm swin'], **STILL), dict(operator='mlp')),
         'timm_convnext': (MMPRETRAIN['timm convnext'], dict(operator='full')),
     }
-WITHOUT_CP = ('poolformer', 'timm_vit', 'timm_swin', 'timm_convnext')
+if WITH_TRANSFORMERS:
+    BACKBONES |= {
+        'gpt2': (GPT2, dict()),
+        'gpt2_full': (GPT2, dict(operator='full')),
+        'llama': (LLAMA, dict()),
+        'llama_full': (LLAMA, dict(operator='full', fusion='channel')),
+    }
+WITHOUT_CP = ('gpt2', 'gpt2_full', 'llama', 'llama_full', 'poolformer', 'timm_vit', 'timm_swin', 'timm_convnext')
 WITHOUT_CP += ('beit', 'pvt', 'yolox', 'rtmdet', 'mscan', 'ddrnet')  # these have no such setting
 WITH_CP = [name for name in BACKBONES if name not in WITHOUT_CP]
 
@@ -277,7 +302,24 @@ def build(settings: dict, **changes) -> torch.nn.Module:
     """A backbone from the registry of its ``_scope_``, by default mmdet's."""
     settings = ConfigDict(settings, **changes)
     with DefaultScope.overwrite_default_scope(settings.pop('_scope_', 'mmdet')):
-        return MODELS.build(settings)
+        backbone = MODELS.build(settings)
+    if hasattr(backbone, 'get_input_embeddings'):
+        backbone.register_forward_pre_hook(as_texts)
+        backbone.register_forward_hook(as_tuple)
+    return backbone
+
+
+def as_texts(backbone: torch.nn.Module, args: tuple) -> torch.Tensor:
+    """Pictures as texts of 16 words, for a network of words; texts stay as they are."""
+    x = args[0]
+    if not x.is_floating_point():
+        return x
+    return (x.flatten(1)[:, : 16 * 97 : 97].abs() * 1000).long() % backbone.config.vocab_size
+
+
+def as_tuple(_, args: tuple, output) -> tuple[torch.Tensor]:
+    """What the last layer gives, as backbones give it."""
+    return (output.last_hidden_state,)
 
 
 def blocks(backbone: torch.nn.Module) -> dict[tuple[int, int], torch.nn.Module]:

@@ -6,7 +6,7 @@ import foreign
 import pytest
 import torch
 from mmengine.registry import MODELS
-from small import BACKBONES, MMPRETRAIN, STOCK, blocks, build, images
+from small import BACKBONES, LANGUAGE, MMPRETRAIN, STOCK, blocks, build, images
 from torch import nn
 
 import repl_mm
@@ -112,7 +112,7 @@ def test_a_type_that_exists_is_named_and_nothing_is_registered(changes, register
 
 def test_every_served_class_has_a_row_in_the_table():
     served = {name for module in SHIPPED for name in module.BACKBONES}
-    assert served == {settings['type'] for settings in (STOCK | MMPRETRAIN).values()}
+    assert served == {settings['type'] for settings in (STOCK | MMPRETRAIN | LANGUAGE).values()}
     assert {settings['type'] for settings, _ in BACKBONES.values()} <= served
 
 

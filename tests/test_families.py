@@ -26,7 +26,7 @@ REPO = Path(__file__).resolve().parents[1]
 BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c', 'cifar')
 NO_FULL = ('dcn', 'resnext dcn', 'attention', 'context', 'svt')
 THOROUGH = ('r18', 'r50', 'with_cp', 'dcn', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid')  # all of REPLACE
-THOROUGH += (*TRANSFORMERS, *MANY_BLOCKS, 'convnext', 'poolformer', 'timm swin', 'timm dinov3')
+THOROUGH += ('gpt2', 'llama', *TRANSFORMERS, *MANY_BLOCKS, 'convnext', 'poolformer', 'timm swin', 'timm dinov3')
 QUICK = ('r101', 'r152', 'regnet 800mf')  # big: the default only
 
 REPLACE = {

@@ -10,6 +10,7 @@ import itertools
 import pytest
 import small
 import test_families
+import test_survive
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from small import BACKBONES, build_backbone, check_graph, gradients, images, loss_of
@@ -23,7 +24,7 @@ from repl_mm.classification import CifarResNet
 from repl_mm.computing_layers import FullComputingLayer
 
 TABLE = pytest.mark.parametrize('name', BACKBONES)
-FEW = pytest.mark.parametrize('name', ['basic', 'full', 'beit', 'swin', 'mit'])
+FEW = pytest.mark.parametrize('name', ['basic', 'full', 'beit', 'swin', 'mit', *test_survive.WORDS])
 EXACT = dict(rtol=1e-5, atol=1e-5)
 MERGED = [pair for pair in test_families.CASES if pair[0] in (*test_families.THOROUGH, 'cifar', 'gn r18', 'vit norms')]
 

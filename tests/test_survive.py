@@ -7,7 +7,17 @@ import pickle
 import pytest
 import torch
 from mmdet.models.backbones import resnet
-from small import BACKBONES, WITH_CP, blocks, build_backbone, check_graph, gradients, images, loss_of
+from small import (
+    BACKBONES,
+    WITH_CP,
+    WITH_TRANSFORMERS,
+    blocks,
+    build_backbone,
+    check_graph,
+    gradients,
+    images,
+    loss_of,
+)
 
 import repl_mm
 from repl_mm import subclass
@@ -17,7 +27,8 @@ CHECKPOINTED = pytest.mark.parametrize('name', WITH_CP)
 BOTH = pytest.mark.parametrize(
     ('name', 'settings'), [(name, {}) for name in BACKBONES] + [(name, dict(with_cp=True)) for name in WITH_CP]
 )
-FEW = pytest.mark.parametrize('name', ['basic', 'full', 'beit', 'swin', 'mit'])
+WORDS = ['gpt2', 'llama', 'llama_full'] if WITH_TRANSFORMERS else []
+FEW = pytest.mark.parametrize('name', ['basic', 'full', 'beit', 'swin', 'mit', *WORDS])
 RTOL = dict(rtol=1e-4, atol=1e-6)
 # on so few positions the statistics of their batch norms multiply roundings: outputs of the stock networks differ by
 # 5 to 42 % under autocast in train mode

@@ -34,6 +34,7 @@ from repl_mm.config import (
     build,
     check_types,
     config_file,
+    example_input,
     input_size,
     optimizer_moments,
     read_config,
@@ -56,7 +57,7 @@ def parse_args(argv=None):
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default: 1)')
     parser.add_argument('--metric', help=f'default: the first that is there of {", ".join(METRICS)}')
     parser.add_argument(
-        '--shape', type=int, nargs=2, metavar=('H', 'W'), help='of the cost (default: the first batch)'
+        '--shape', type=int, nargs='+', metavar='N', help='H W, or words, of the cost (default: the first batch)'
     )
     parser.add_argument('--data-root', help='folder of the dataset, in place of data_root in all of the config')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='settings for all arms')
@@ -82,7 +83,7 @@ def check_arm(text, config, inputs):
     Args:
         text (str): The arm, as the command line names it.
         config (Config): Of a stock or RepL model.
-        inputs (ImageInput): What the backbone sees.
+        inputs (ImageInput | WordInput): What the backbone sees.
 
     Returns:
         tuple[Arm, Config]: The arm, and the config of its runs.
@@ -131,10 +132,10 @@ def prepare(name, args):
     except DataError:
         for arm, config in configs.items():  # what is wrong in the config is to be known before the data is fetched
             check_types(config)
-            check_arm(arm, config, cost.ImageInput(args.shape or (64, 64), 1))
+            check_arm(arm, config, example_input(config, args.shape, 1))
         raise
     batch, *shape = input_size(config)
-    inputs = cost.ImageInput(args.shape or shape, batch)
+    inputs = cost.make_input(args.shape or shape, batch)
     arms = {}
     for text, config in configs.items():
         row = cost.count(language.read_arm(text, inputs), config, optimizer_moments(config)[0])

@@ -20,7 +20,10 @@ from mmengine.config import DictAction
 from repl_mm import arms as language
 from repl_mm import config, cost
 
-SMALL = cost.ImageInput((64, 64), 2)  # where the number of operations counts more than their size
+SMALL = {
+    cost.ImageInput: cost.ImageInput((64, 64)),
+    cost.WordInput: cost.WordInput((64,)),
+}  # where the number of operations counts more than their size
 
 
 def parse_args(args=None):
@@ -31,8 +34,10 @@ def parse_args(args=None):
     )
     parser.add_argument('config', help='config file, or a name as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     parser.add_argument('--arms', nargs='+', help='default: e2e fuse remove and what the backbone has switches for')
-    parser.add_argument('--shape', type=int, nargs=2, default=[800, 1344], metavar=('H', 'W'), help='input image')
-    parser.add_argument('--batch', type=int, default=2, help='images in a step')
+    parser.add_argument(
+        '--shape', type=int, nargs='+', metavar='N', help='image, H W (default: 800 1344); words of a text'
+    )
+    parser.add_argument('--batch', type=int, default=2, help='images or texts in a step')
     parser.add_argument('--jobs', type=int, default=2, help='processes that count (where the system can fork)')
     parser.add_argument('--json', metavar='OUT', help='write all counts to this file')
     parser.add_argument('--plot', metavar='OUT', help='draw the relative costs into this picture')
@@ -44,7 +49,7 @@ def parse_args(args=None):
         metavar='ROUNDS',
         help='measure steps as well, at that size and at 64x64 (5 rounds if no number)',
     )
-    parser.add_argument('--time-shape', type=int, nargs=2, metavar=('H', 'W'), help='input of the steps, else --shape')
+    parser.add_argument('--time-shape', type=int, nargs='+', metavar='N', help='input of the steps, else --shape')
     parser.add_argument('--time-batch', type=int, help='images in a measured step, else --batch')
     parser.add_argument('--device', help='of the measured steps; cuda if there is one, else cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings of the config to override')
@@ -56,7 +61,7 @@ def parse_args(args=None):
 
 def count_arms(args, cfg):
     """Return the arms of a config, their rows, and the optimizer's name."""
-    inputs = cost.ImageInput(args.shape, args.batch)
+    inputs = config.example_input(cfg, args.shape, args.batch)
     if args.arms:
         arms = [language.read_arm(text, inputs) for text in args.arms]
         optional = []
@@ -96,11 +101,11 @@ def main(args=None):
     try:
         device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         batch = args.batch if args.time_batch is None else args.time_batch
-        steps = cost.ImageInput(args.time_shape or args.shape, batch)
         for path in filter(None, (args.json, args.plot)):
             os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         cfg = config.read_config(args.config)
         cfg.merge_from_dict(args.cfg_options or {})
+        steps = config.example_input(cfg, args.time_shape or args.shape, batch)
         arms, rows, optimizer = count_arms(args, cfg)
     except (RuntimeError, ValueError) as error:
         stop(' '.join(str(error).split()))
@@ -108,7 +113,7 @@ def main(args=None):
     out = dict(config=args.config, optimizer=optimizer, rows=list(cost.relative(rows)))
     if args.time:
         arms = [arm for arm, row in zip(arms, rows, strict=True) if row.cost]
-        for key, inputs in dict(time=steps, time_small=SMALL).items():
+        for key, inputs in dict(time=steps, time_small=SMALL[type(steps)]).items():
             timed = [dataclasses.replace(arm, inputs=inputs) for arm in arms]
             try:
                 out[key] = cost.time_arms(timed, cfg, args.time, device)

@@ -12,7 +12,8 @@ from ..tables import amount, markdown, mebibytes
 
 # the costs over which there is a chord, with their titles
 CHORDS = dict(flops='train FLOPs', params='trained params', activation_bytes='activations')
-METRICS = ('coco/bbox_mAP', 'mIoU', 'accuracy/top1')
+METRICS = ('coco/bbox_mAP', 'mIoU', 'accuracy/top1', 'lm/perplexity')
+LOWER = ('lm/perplexity', 'lm/nats')  # the better
 
 
 def collect(folders: dict[str, Path], seeds: Sequence[int], wanted: str | None = None) -> dict:
@@ -143,7 +144,8 @@ def table(result: dict) -> str:
         str: The table and a line that says what its columns are.
     """
     references = [name for name in REFERENCES if name in result['arms']]
-    columns = ['arm', 'n', result['metric'], *(f'difference to {name}' for name in references)]
+    metric = result['metric'] + (', lower is better' if result['metric'] in LOWER else '')
+    columns = ['arm', 'n', metric, *(f'difference to {name}' for name in references)]
     columns += ['trained params', 'train FLOPs', 'activations', 'step']
     first, base = _base(result)
     rows = []
@@ -163,10 +165,12 @@ def table(result: dict) -> str:
     parts = [f'## {result["config"]}', markdown(columns, rows), note]
     chords = _chord_rows(result)
     if chords:
+        better = 'the better below it' if result['metric'] in LOWER else 'the better above it'
         parts.append(markdown(['above the chord of', *CHORDS.values()], chords))
         parts.append(
             'The chord is the straight line from remove to e2e over a cost; in brackets its 95 % t-interval, then how '
-            'far the cost lies on the way from remove (0) to e2e (1). On a chord lie thinner and thicker nets.'
+            f'far the cost lies on the way from remove (0) to e2e (1). On a chord lie thinner and thicker nets, '
+            f'{better}.'
         )
     return '\n\n'.join([*parts, ''])
 

@@ -8,6 +8,7 @@ block. Its neighbours are not its children (:mod:`.borrowing`): so their paramet
 
 from .base import ComputingLayer, recomputed
 from .borrowing import BorrowError, dotted, is_sharded, tensor_of
+from .causal import DecoderComputingLayer
 from .full import FullComputingLayer
 from .half import HalfComputingLayer
 from .map_mlp import MapMLPComputingLayer
@@ -19,6 +20,7 @@ from .transformer import TransformerComputingLayer
 __all__ = [
     'BorrowError',
     'ComputingLayer',
+    'DecoderComputingLayer',
     'FullComputingLayer',
     'HalfComputingLayer',
     'MapMLPComputingLayer',

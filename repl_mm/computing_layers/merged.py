@@ -83,6 +83,39 @@ class MergedTransformer(MergedLayer):
         return x + self.drop(out)
 
 
+class MergedDecoder(MergedLayer):
+    """``x + drop(branch(norm(x)))`` where no token sees a later one: :class:`DecoderComputingLayer` merged.
+
+    Args:
+        modules (dict[str, nn.Module]): ``norm``, ``fc1``, perhaps ``gate``, ``activation``, ``fc2``, perhaps ``value``
+            and ``proj``.
+        drop (nn.Module): Dropout.
+        place (int): The layer's number, of its place in a cache.
+
+    Shape: ``(N, L, C)`` to the same.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], drop: nn.Module, place: int):
+        super().__init__()
+        self.repl = nn.ModuleDict(modules)
+        self.drop = drop
+        self.place = place
+
+    def forward(self, x: Tensor, cache=None, attention_mask: Tensor | None = None, *args, **kwargs) -> Tensor:
+        y = self.repl['norm'](x)
+        hidden = self.repl['fc1'](y)
+        if 'gate' in self.repl:
+            hidden = self.repl['activation'](self.repl['gate'](y)) * hidden
+        else:
+            hidden = self.repl['activation'](hidden)
+        out = self.repl['fc2'](hidden)
+        if 'value' in self.repl:
+            tokens = remember(x, cache, attention_mask, self.place)
+            seen = mean_so_far(y if tokens is None else self.repl['norm'](tokens), x.shape[1], attention_mask)
+            out = out + self.repl['proj'](self.repl['value'](seen))
+        return x + self.drop(out)
+
+
 class MergedMapMLP(MergedLayer):
     """``x + drop(fc2(activation(fc1(norm(spatial(x))))))``, the linear layers on channels last.
 
@@ -108,6 +141,56 @@ class MergedMapMLP(MergedLayer):
 def mean_token(x: Tensor) -> Tensor:
     """Return the mean ``(N, 1, C)`` of tokens ``(N, ..., C)``; fx, which knows no numbers of dimensions, traces it."""
     return x.flatten(1, -2).mean(1, keepdim=True)
+
+
+def mean_so_far(tokens: Tensor, length: int, mask: Tensor | None = None) -> Tensor:
+    """What attention with equal weights gives: the mean of the tokens that each of the last tokens may see.
+
+    Without a mask these are all tokens up to itself, and one cumulative sum gives all means.
+
+    Args:
+        tokens (Tensor): ``(N, T, C)``.
+        length (int): Number L of the last tokens.
+        mask (Tensor | None): ``(N, 1, L, T)``, True or 0 where a token sees another one. Defaults to None.
+
+    Returns:
+        Tensor: ``(N, L, C)``. Of a token that sees none, as in front of a padded text, 0.
+    """
+    if mask is None:
+        precise = torch.promote_types(tokens.dtype, torch.float32)
+        counts = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=precise)
+        return (tokens.cumsum(1, dtype=precise) / counts[:, None])[:, -length:].to(tokens.dtype)
+    sees = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] >= 0
+    share = sees.to(tokens.dtype)
+    return (share / share.sum(-1, keepdim=True).clamp_min(1)) @ tokens
+
+
+def remember(x: Tensor, cache, mask: Tensor | None, place: int) -> Tensor | None:
+    """All tokens of a text, those from a cache of transformers first; None if ``x`` is all of them.
+
+    The new ones join the cache. They stand where the keys of the replaced layer stood: a cache is reordered, cropped
+    and moved as a whole.
+
+    Args:
+        x (Tensor): The new tokens, ``(N, L, C)``.
+        cache (Cache | None): The cache.
+        mask (Tensor | None): What the layers get as a mask.
+        place (int): Number of the layer in the cache.
+
+    Raises:
+        ValueError: The mask is of a kind that says nothing of single tokens.
+    """
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 4):
+        raise ValueError(
+            f"replace.operator='mixer' cannot read an attention mask of kind {type(mask).__name__}"
+            f"{tuple(getattr(mask, 'shape', ()))}: expected attn_implementation='sdpa' or 'eager', or the "
+            "operator 'mlp' or 'full'"
+        )
+    if cache is None:
+        return None
+    tokens = cache.update(x[:, None], x[:, None, :, :0], place)[0][:, 0]
+    # a cache of fixed size is empty in front of a text: transformers leaves the mask out there
+    return None if mask is None and getattr(cache, 'is_compileable', False) else tokens
 
 
 def add_to_tokens(x: Tensor, token: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ and ``norm_eval`` included), in fp32:
 """
 
 from ..config import optimizer_moments
-from ..inputs import ImageInput
+from ..inputs import ImageInput, WordInput, make_input
 from .counting import Cost, measure, no_random_change, synthesis_flops, synthesize
 from .reporting import plot, report, table, time_table
 from .rows import Row, count, count_all, relative, share_kept
@@ -24,8 +24,10 @@ __all__ = [
     'Cost',
     'ImageInput',
     'Row',
+    'WordInput',
     'count',
     'count_all',
+    'make_input',
     'measure',
     'no_random_change',
     'optimizer_moments',

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
 from ..computing_layers import recomputed
-from ..inputs import ImageInput
+from ..inputs import ImageInput, WordInput
 from ..surgery import computing_layers
 
 aten = torch.ops.aten
@@ -47,7 +47,7 @@ class Cost:
         optimizer_bytes (int): Bytes of the optimizer's state.
         operations (int): aten operations of forward and backward that are no views, see :func:`is_view`: on a GPU each
             is a kernel to launch, or several.
-        inputs (ImageInput): What the step was made on.
+        inputs (ImageInput | WordInput): What the step was made on.
     """
 
     params: int
@@ -57,14 +57,14 @@ class Cost:
     activation_bytes: int
     optimizer_bytes: int
     operations: int
-    inputs: ImageInput
+    inputs: ImageInput | WordInput
 
     def __add__(self, other: 'Cost') -> 'Cost':
         counts = {key: value + getattr(other, key) for key, value in vars(self).items() if key != 'inputs'}
         return Cost(**counts, inputs=self.inputs)
 
 
-def measure(backbone: nn.Module, inputs: ImageInput | None = None, moments: int = 1) -> Cost:
+def measure(backbone: nn.Module, inputs: ImageInput | WordInput | None = None, moments: int = 1) -> Cost:
     """Count what one training step of a backbone costs.
 
     The backbone itself is neither run nor changed: a copy of it on fake tensors is put into train mode and run. No
@@ -72,7 +72,7 @@ def measure(backbone: nn.Module, inputs: ImageInput | None = None, moments: int 
 
     Args:
         backbone (nn.Module): Takes the input, returns tensors, nested in any way.
-        inputs (ImageInput | None): What the step is made on. Defaults to None, 2 images of 800x1344.
+        inputs (ImageInput | WordInput | None): What the step is made on. Defaults to None, 2 images of 800x1344.
         moments (int): fp32 values that the optimizer keeps per trainable parameter: 1 for SGD with momentum, 2 for
             AdamW. Defaults to 1.
 

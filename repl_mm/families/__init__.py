@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from torch import nn
 
 from ..plan import PlanError
-from . import convnext, csp, dual, hrnet, inverted, mscan, pyramid, resnet, swin, timm, vit
+from . import convnext, csp, decoder, dual, hrnet, inverted, mscan, pyramid, resnet, swin, timm, vit
 from .contract import OPTIONAL, Family
 
-FAMILIES: list[Family] = [resnet, vit, swin, pyramid, hrnet, csp, inverted, mscan, dual, convnext, timm]
+FAMILIES: list[Family] = [resnet, vit, swin, pyramid, hrnet, csp, inverted, mscan, dual, convnext, decoder, timm]
 
 
 def find_family(backbone: nn.Module) -> Family:

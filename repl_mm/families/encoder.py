@@ -97,7 +97,9 @@ def with_bias(weight: Tensor, bias: Tensor | None, norm: nn.Module, channels: in
     """``W @ (gamma * x + beta) + b`` as one matrix ``(out, in + 1)``, its input channels aligned to ``channels``."""
     weight = weight.flatten(1)
     column = weight.new_zeros(len(weight)) if bias is None else bias
-    column = column + weight @ tensor_of(norm, 'bias')
+    shift = tensor_of(norm, 'bias')
+    if shift is not None:  # RMSNorm has none
+        column = column + weight @ shift
     weight = weight * tensor_of(norm, 'weight')
     return torch.cat([fusion.align_channels(weight, 1, channels), column[:, None]], 1)
 
@@ -217,7 +219,13 @@ def _drops_paths(module: nn.Module) -> bool:
 
 
 def full(
-    plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], borrowed, last, light=('mlp', 'mixer')
+    plan: Plan,
+    block: nn.Module,
+    neighbours: tuple[nn.Module, ...],
+    borrowed,
+    last,
+    light=('mlp', 'mixer'),
+    kind=FullComputingLayer,
 ) -> nn.Module:
     """The computing layer with the structure of a layer.
 
@@ -229,6 +237,7 @@ def full(
         borrowed (callable): ``borrowed(block, name)`` gives a block's parameter of this name in a list.
         last (tuple): The last modules, or parameters, of the layer's branches, which start small.
         light (tuple[str]): The family's other operators. Defaults to those of encoder layers.
+        kind (type): The computing layer's class. Defaults to FullComputingLayer.
 
     Raises:
         PlanError: No neighbour has a parameter that the layer has.
@@ -250,14 +259,14 @@ def full(
             settings['start'] = START
         if len(shape) == 1 or 'relative_position' in name:
             settings['type'] = 'scalar'
-        elif plan.fusion['type'] == 'mix' and ('qkv' in name or 'in_proj' in name):
+        elif plan.fusion['type'] == 'mix' and any(part in name for part in ('qkv', 'in_proj', 'c_attn')):
             settings['groups'] = 3 * plan.fusion['groups']  # query, key and value are not mixed with each other
         dim = int(len(shape) > 1 and shape[0] <= shape[1])
         syntheses[name] = synthesize(plan, neighbours, borrowed, name, shape, dim, **settings)
     for module in block.modules():
         if isinstance(module, _BatchNorm):  # statistics of another input
             module.reset_running_stats()
-    return FullComputingLayer(block, syntheses, neighbours, borrowed, plan.detach)
+    return kind(block, syntheses, neighbours, borrowed, plan.detach)
 
 
 TABLE = 'relative_position_bias_table'
