@@ -135,7 +135,8 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     missing = [key for key in own if key.startswith(places) and key not in state_dict]
     for key in missing:
         state_dict[key] = own[key]
-    vars(backbone)['_loads_stock'] = True
+    # weights that lost their plan on the way have those of the computing layers
+    vars(backbone)['_loads_stock'] = not any(key.startswith(places) for key in loaded)
     print_log(
         f'RepL: stock weights for {type(backbone).__name__}: {len(loaded)} tensors loaded, {len(dropped)} dropped '
         f'({len(places)} replaced blocks), {len(missing)} missing (computing layers start from their initialization)',
