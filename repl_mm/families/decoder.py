@@ -17,10 +17,11 @@ from ..computing_layers import (
 from ..plan import Plan
 from . import encoder
 from .contract import misfit_of_blocks, missing
-from .encoder import DEFAULTS, OPERATORS, START, with_bias  # noqa: F401  (DEFAULTS and OPERATORS: of the family)
+from .encoder import DEFAULTS, START, with_bias  # noqa: F401  (DEFAULTS: of the family)
 
 BACKBONES = ('GPT2Model', 'LlamaModel', 'MistralModel', 'Qwen2Model', 'Qwen3Model')
 REFUSED = {}
+OPERATORS = ('mixer', 'mlp', 'full')  # the first is the one that was measured
 # built as Llama is; and all of them with a head
 ALIKE = ('HeliumModel', 'HunYuanDenseV1Model', 'MinistralModel', 'Ministral3Model', 'SeedOssModel', 'SmolLM3Model')
 HEADS = {name: name.replace('Model', 'ForCausalLM') for name in (*BACKBONES, *ALIKE)} | {
