@@ -98,7 +98,10 @@ class RepLHook(Hook):
                 text = costs(backbone, self.shape, _optimizer_of(backbone, _optimizers(runner)))
             except Exception as error:  # never a reason not to train
                 text = f'no costs: {error}'
-            where = f'one training step at {make_input(self.shape)}'
+            size = 'x'.join(map(str, self.shape))
+            where = 'one training step of 2 ' + (
+                f'images of {size}' if len(self.shape) > 1 else f'texts of {size} words'
+            )
             runner.logger.info(f'{name or "model"}, {where}:\n{text}')
 
     @master_only

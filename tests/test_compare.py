@@ -57,7 +57,9 @@ def test_metric_is_the_first_known_one_or_the_wanted():
     assert comparison.choose_metric({'aAcc', 'mIoU'}, 'aAcc') == 'aAcc'
     with pytest.raises(ValueError, match="--metric 'mAcc' is not reported by all runs, valid: aAcc, mIoU"):
         comparison.choose_metric({'aAcc', 'mIoU'}, 'mAcc')
-    with pytest.raises(ValueError, match="'coco/bbox_mAP or mIoU or accuracy/top1' is not reported .*valid: none"):
+    with pytest.raises(
+        ValueError, match="'coco/bbox_mAP or mIoU or accuracy/top1 or lm/perplexity' is not .*valid: none"
+    ):
         comparison.choose_metric(set())
 
 

@@ -413,7 +413,7 @@ def test_frozen_parameters_need_not_be_in_the_optimizer(tmp_path):
 @pytest.mark.parametrize(
     'wrong, words',
     [
-        (dict(shape=(800,)), 'RepLHook.shape'),
+        (dict(shape=(3, 800, 800)), 'RepLHook.shape'),
         (dict(interval=0), 'RepLHook.interval=0'),
         (dict(calibration_batches='8'), "RepLHook.calibration_batches='8'"),
     ],
