@@ -202,7 +202,8 @@ def test_a_layer_starts_near_the_network_without_the_block(name):
 @pytest.mark.parametrize('attention', ['sdpa', 'eager'])
 def test_padding_in_front_of_a_text_or_behind_it_changes_nothing(mode, operator, attention):
     for name in ('gpt2', 'llama'):
-        model = network(name)
+        # eager Llama itself gives NaN in double precision: the lowest double is no single
+        model = network(name).to(torch.float32 if attention == 'eager' else torch.float64)
         model.set_attn_implementation(attention)
         apply_repl(model, every=2, mode=mode, operator=operator)
         ids, noise = texts(), texts(length=3, seed=2)
@@ -212,7 +213,7 @@ def test_padding_in_front_of_a_text_or_behind_it_changes_nothing(mode, operator,
             mask = torch.cat([torch.zeros_like(noise), torch.ones_like(ids)][:: 1 if left else -1], 1)
             positions = (mask.cumsum(1) - 1).clamp_min(0)
             found = model(padded, attention_mask=mask, position_ids=positions)[0]
-            torch.testing.assert_close(found[:, 3:] if left else found[:, :-3], wanted, **CLOSE)  # eager is single
+            torch.testing.assert_close(found[:, 3:] if left else found[:, :-3], wanted, rtol=1e-4, atol=1e-5)
 
 
 @WITH
@@ -556,6 +557,8 @@ def test_a_step_is_counted_on_words():
     assert after.flops < before.flops and after.params < before.params
     with pytest.raises(ValueError, match='no length of a text'):
         WordInput((0,))
+    with pytest.raises(RuntimeError, match='GPT2Model takes words, not images'):
+        measure(repl)
     assert make_input((8, 8), 1).shape == (8, 8) and make_input([8], 1) == WordInput((8,), 1)
 
 

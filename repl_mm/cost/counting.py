@@ -80,9 +80,12 @@ def measure(backbone: nn.Module, inputs: ImageInput | WordInput | None = None, m
         Cost: The counts.
 
     Raises:
-        RuntimeError: If the backbone cannot run on fake tensors: mmcv's compiled operators (DCN) cannot.
+        RuntimeError: If the backbone cannot run on fake tensors: mmcv's compiled operators (DCN) cannot. Or it takes
+            words, and the input is images.
     """
     inputs = inputs or ImageInput()
+    if hasattr(backbone, 'get_input_embeddings') and not isinstance(inputs, WordInput):
+        raise RuntimeError(f'{type(backbone).__name__} takes words, not images ({inputs}): expected a number of words')
     backbone, mode = on_fake_tensors(backbone)
     params = list(backbone.parameters())
     trainable = sum(p.numel() for p in params if p.requires_grad)
