@@ -198,7 +198,8 @@ class FusedWeight(WeightSource):
         hidden = self.shape[dim]
         sizes = [n[dim] for n in self.neighbour_shapes]
         self.groups = common_groups(groups, hidden, *sizes)
-        self.units = None  # the lengths that the coefficients were divided by, by neighbour
+        for j in range(len(sizes)):  # buffers: DDP makes them alike in all processes, as it does with the coefficients
+            self.register_buffer(f'unit{j}', None, persistent=False)
         self.coefficients = nn.ParameterList()
         # hidden units of unit length make output channels of length sqrt(hidden / out)
         scale = start * math.sqrt(self.shape[0] / hidden) if normalize else start
@@ -216,12 +217,18 @@ class FusedWeight(WeightSource):
                 coefficient = turn
             self.coefficients.append(nn.Parameter(coefficient / rate))
 
+    @property
+    def units(self) -> list[Tensor] | None:
+        """list[Tensor] | None: The lengths that each neighbour's coefficients were divided by; None before."""
+        units = [getattr(self, f'unit{j}') for j in range(len(self.coefficients))]
+        return None if any(unit is None for unit in units) else units
+
     def shares(self) -> list[Tensor]:
         """Each neighbour's coefficients without gradient, as of rows of unit length if ``normalize``; for logs."""
         shares = [coefficient.detach() * self.rate for coefficient in self.coefficients]
         if self.units is None:
             return shares
-        return [share * self._fitting(unit).to(share.device) for share, unit in zip(shares, self.units, strict=True)]
+        return [share * self._fitting(unit) for share, unit in zip(shares, self.units, strict=True)]
 
     def _fitting(self, unit: Tensor) -> Tensor:
         """A number per row of a neighbour, in the shape of its coefficients."""
@@ -237,14 +244,15 @@ class FusedWeight(WeightSource):
             units = [row_lengths(self.matrix(weight)) for weight in weights]
         elif sizes is not None:
             counts = [shape[self.dim] for shape in self.neighbour_shapes]
-            units = [(1 / size.clamp_min(EPS)).expand(count) for size, count in zip(sizes, counts, strict=True)]
+            units = [(1 / size.clamp_min(EPS)).repeat(count) for size, count in zip(sizes, counts, strict=True)]
         else:
             return
         if rescale:
             before = self.units or [torch.ones_like(unit) for unit in units]
             for coefficient, old, new in zip(self.coefficients, before, units, strict=True):
-                coefficient.data.mul_(self._fitting(old.to(new.device)) / self._fitting(new))
-        self.units = units
+                coefficient.data.mul_(self._fitting(old) / self._fitting(new))
+        for j, unit in enumerate(units):
+            setattr(self, f'unit{j}', unit)
 
     def transform(self, j: int, matrix: Tensor, total: Tensor | None) -> Tensor:
         """``T_j`` of one neighbour's matrix, ``(hidden_j, outer)`` -> ``(hidden, outer)``, added to ``total``."""
@@ -388,7 +396,7 @@ class Synthesis(nn.Module):
         self.source = source
         out = source.shape[0]
         self.gain = None if gain is None else nn.Parameter(torch.full((out,), float(gain)))
-        self.unit = None  # the lengths that the gain was divided by
+        self.register_buffer('unit', None, persistent=False)  # the lengths that the gain was divided by
         self.bias = nn.Parameter(torch.zeros(out)) if bias else None
 
     @torch.no_grad()
@@ -399,7 +407,7 @@ class Synthesis(nn.Module):
             return
         unit = row_lengths(self.source(weights).flatten(1))
         if rescale:
-            self.gain.data.mul_((torch.ones_like(unit) if self.unit is None else self.unit.to(unit.device)) / unit)
+            self.gain.data.mul_((torch.ones_like(unit) if self.unit is None else self.unit) / unit)
         self.unit = unit
 
     def forward(self, weights: list[Tensor]) -> tuple[Tensor, Tensor | None]:

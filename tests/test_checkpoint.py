@@ -697,6 +697,16 @@ def test_computing_layers_start_at_their_length_whatever_weights_their_neighbour
         lengths = layer.synthesize()[0][0].flatten(1).norm(dim=1)
         torch.testing.assert_close(lengths, torch.full_like(lengths, 2**0.5))
 
+    other = ResNet(**settings)  # as another process may have been seeded, which DDP makes like the first one
+    repl_mm.apply_repl(other, mode=mode, fusion='channel')
+    alike = ResNet(**settings)
+    repl_mm.apply_repl(alike, mode=mode, fusion='channel')
+    for pair in zip((*alike.parameters(), *alike.buffers()), (*other.parameters(), *other.buffers()), strict=True):
+        pair[1].data.copy_(pair[0].data)
+    for network in (alike, other):
+        network.load_state_dict(stock.state_dict())
+    torch.testing.assert_close(other.state_dict(), alike.state_dict(), rtol=0, atol=0)
+
     for parameter in backbone.parameters():  # as a training does
         parameter.data *= 1 + 0.1 * torch.rand_like(parameter)
     again = ResNet(**settings)
