@@ -223,7 +223,10 @@ def _synthesis(plan, neighbours, lent, role, shape, dim=0, start=None, bias=True
 
 
 def _own(shape, start) -> fusion.Synthesis:
-    return fusion.Synthesis(fusion.OwnWeight(shape, start=start))
+    """Taps of the layer's own; of a length exactly, for they are few."""
+    source = fusion.OwnWeight(shape, start=start)
+    source.weight.data *= start / fusion.row_lengths(source.weight.flatten(1)).view(-1, 1, 1, 1)
+    return fusion.Synthesis(source)
 
 
 def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], read, synthesis) -> nn.Module:
