@@ -271,7 +271,7 @@ def test_weights_that_a_hook_makes(name, how):
     for block in (backbone.layer1[0], backbone.layer1[2], backbone.layer2[0]):
         for conv in (block.conv1, block.conv2):
             REPARAMETRIZED[how](conv)
-    optimizer = torch.optim.SGD(backbone.parameters(), 0.05)
+    optimizer = torch.optim.SGD(backbone.parameters(), 0.005)
     losses = [step(backbone, optimizer) for _ in range(3)]
     assert all(map(math.isfinite, losses)) and len(set(losses)) == 3
     before = outputs(backbone)

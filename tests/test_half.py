@@ -250,7 +250,7 @@ def test_norms_that_half_cannot_use_are_told(norm_cfg, expected):
 
 @pytest.mark.parametrize('operator', ['separable', 'half', 'full'])
 def test_random_weights_stand_in_the_neighbours_place(operator):
-    """Of their size, the same in every network, in no state dict, without gradient to the neighbours."""
+    """What is made of them has the same size; they are the same in every network, in no state dict, without gradient to the neighbours."""
     fused, one, other = (r50(norm_eval=True) for _ in range(3))
     apply_repl(fused, slots=[(1, 1), (1, 3)], operator=operator)
     for net in (one, other):
@@ -263,9 +263,12 @@ def test_random_weights_stand_in_the_neighbours_place(operator):
             for found, repeated, lent in zip(
                 *(x.borrow(name) for x in (layer, same)), lent_to(layer, name), strict=True
             ):
-                assert torch.equal(found, repeated) and not torch.equal(found, lent)
-                size = [t.square().mean().sqrt() for t in (found, lent)]
-                assert size[0] == pytest.approx(size[1].item(), rel=0.2)
+                assert torch.equal(found, repeated) and found.shape == lent.shape and not torch.equal(found, lent)
+    if operator != 'half':  # norms follow its weights
+        for (_, layer), random in zip(computing_layers(fused), layers, strict=True):
+            for made in zip(layer.synthesize(), random.synthesize(), strict=True):
+                size = [weight.square().mean().sqrt().item() for weight, _ in made]
+                assert size[0] == pytest.approx(size[1], rel=0.2)
     names = layers[0].names
     assert not torch.equal(layers[0].borrow(names[0])[1], layers[1].borrow(names[0])[1])  # each slot has its own
     for net, reaches in ((one, False), (fused, True)):
