@@ -250,7 +250,7 @@ def test_norms_that_half_cannot_use_are_told(norm_cfg, expected):
 
 @pytest.mark.parametrize('operator', ['separable', 'half', 'full'])
 def test_random_weights_stand_in_the_neighbours_place(operator):
-    """The same in every network, in no state dict, without gradient to neighbours; what they make has the right size."""
+    """The same in every network, in no state dict, without gradient to neighbours; what they make has a like size."""
     fused, one, other = (r50(norm_eval=True) for _ in range(3))
     apply_repl(fused, slots=[(1, 1), (1, 3)], operator=operator)
     for net in (one, other):
