@@ -73,7 +73,7 @@ def test_it_is_its_model_and_the_teacher_stays_as_it_is(teacher):
     assert [name for name, _ in student.named_parameters()] == [name for name, _ in plain.named_parameters()]
     student.init_weights()
     student.train()
-    optimizer = OptimWrapper(torch.optim.SGD(student.parameters(), 0.1))
+    optimizer = OptimWrapper(torch.optim.SGD(student.parameters(), 0.001))
     for _ in range(3):
         optimizer.update_params(sum(student(images(8, 32), mode='loss').values()))
     for key, value in student.teacher.model.state_dict().items():
