@@ -24,7 +24,8 @@ class LanguageModel(BaseModel):
 
     def __init__(self, backbone, tie_weights=True, data_preprocessor=None, init_cfg=None):
         super().__init__(data_preprocessor, init_cfg)
-        self.backbone = MODELS.build(backbone)
+        # whatever scope another package has left as the current one
+        self.backbone = MODELS.build({'_scope_': MODELS.scope, **backbone})
         if not hasattr(self.backbone, 'get_input_embeddings'):
             raise ConfigError(
                 f'LanguageModel.backbone is a {type(self.backbone).__name__}: expected one of words, as GPT2Model'
