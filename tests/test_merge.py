@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repl_mm import MergeError, PlanError, apply_repl, computing_layers, merge, plan_of
 from repl_mm.classification import CifarResNet
-from repl_mm.computing_layers import FullComputingLayer
+from repl_mm.computing_layers import FullComputingLayer, ResidualComputingLayer
 
 TABLE = pytest.mark.parametrize('name', BACKBONES)
 FEW = pytest.mark.parametrize('name', ['basic', 'full', 'beit', 'swin', 'mit', *test_survive.WORDS])
@@ -39,8 +39,11 @@ def stir(backbone):
                 module.running_var.uniform_(0.5, 2)
         for _, layer in computing_layers(backbone):
             factor = 2 if isinstance(layer, FullComputingLayer) else 64  # attention of large weights is chaotic
+            if isinstance(layer, ResidualComputingLayer) or layer.random:
+                factor = 16  # the neighbours' rows are longer
             for key, parameter in layer.named_parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1).mul_(factor if 'coefficients' in key else 1)
+                grows = 'coefficients' in key and '.reduce.' not in key
+                parameter.add_(torch.randn_like(parameter) * 0.1).mul_(factor if grows else 1)
                 if 'norms' in key and key.endswith('weight'):
                     parameter.uniform_(0.5, 2)
     backbone.eval()  # mm's gives nothing back
@@ -318,7 +321,7 @@ def test_norms_are_fused_into_convolutions(which, name, fuse):
 @FEW
 def test_weights_are_pruned(which, name):
     backbone, x = pair(name)[which], images()
-    modules = [m for m in backbone.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    modules = [m for m in backbone.modules() if isinstance(m, nn.Conv2d | nn.Linear) or type(m).__name__ == 'Conv1D']
     for module in modules:
         prune.l1_unstructured(module, 'weight', 0.3)
     with torch.no_grad():
