@@ -1,12 +1,13 @@
 """Surgery: a plan carried out on a built backbone."""
 
+import functools
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from .checkpoint import attach_plan
-from .computing_layers import ComputingLayer, FullComputingLayer
+from .computing_layers import ComputingLayer, FullComputingLayer, is_sharded
 from .families import find_family
 from .non_reentrant import make_non_reentrant
 from .plan import KEYS, Plan, PlanError, make_plan
@@ -95,8 +96,18 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
     if hasattr(family, 'finish'):
         family.finish(backbone)
     attach_plan(backbone, plan)
+    if hasattr(backbone, 'init_weights'):  # of this object alone; mmengine calls none in a plain nn.Sequential
+        backbone.init_weights = functools.partial(_init_weights, backbone)
     backbone.repl_stock = None  # the builders know it
     return plan
+
+
+def _init_weights(backbone: nn.Module, *args, **kwargs) -> None:
+    """Initialize a backbone as its class does; computing layers begin with the weights that their neighbours got."""
+    type(backbone).init_weights(backbone, *args, **kwargs)
+    if not is_sharded(backbone):
+        for _, layer in computing_layers(backbone):
+            layer.begin()
 
 
 def plan_of(backbone: nn.Module) -> Plan | None:

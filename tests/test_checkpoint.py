@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import init_detector
-from mmdet.models import ResNet
+from mmdet.models import CSPNeXt, ResNet
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import MODELS, DefaultScope
@@ -715,6 +715,21 @@ def test_computing_layers_start_at_their_length_whatever_weights_their_neighbour
     for (name, layer), other in zip(repl_mm.computing_layers(again), layers.values(), strict=True):
         for mine, theirs in zip(layer.synthesize(), other.synthesize(), strict=True):
             torch.testing.assert_close(mine[0], theirs[0], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize('make', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), lambda net: net])
+def test_layers_in_a_plain_sequential_begin_with_initialized_neighbours(make):
+    """Where mmengine's ``init_weights`` ends; in a copy of the network as well, and not in the original then."""
+    network = CSPNeXt(deepen_factor=0.67, widen_factor=0.125)
+    repl_mm.apply_repl(network)
+    before = copy.deepcopy(network.state_dict())
+    found = make(network)
+    found.init_weights()
+    assert not torch.equal(found.stem[0].conv.weight, before['stem.0.conv.weight'])
+    lengths = torch.cat([l.synthesize()[0][0].flatten(1).norm(dim=1) for _, l in repl_mm.computing_layers(found)])
+    torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths))
+    if found is not network:
+        torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
 def test_loading_undoes_folding():

@@ -140,10 +140,6 @@ class ComputingLayer(nn.Module):
             else:
                 synthesis.begin(lent, None, rescale)
 
-    def init_weights(self) -> None:
-        """Mmengine calls it where the network is initialized, which gives the neighbours new weights."""
-        self.begin()
-
     def borrow(self, name: str) -> list[Tensor]:
         """The neighbours' weights for one operator: preceding first, then succeeding.
 

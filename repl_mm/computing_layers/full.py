@@ -47,7 +47,6 @@ class FullComputingLayer(ComputingLayer):
         """Initialize as the stock block does, ``zero_init_residual`` included; mmengine calls it from scratch only."""
         if hasattr(self.repl['block'], 'init_weights'):
             self.repl['block'].init_weights()
-        super().init_weights()
 
     def make_plain(self) -> nn.Module:
         self.own.check()
