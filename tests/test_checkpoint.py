@@ -726,7 +726,9 @@ def test_layers_in_a_plain_sequential_begin_with_initialized_neighbours(make):
     found = make(network)
     found.init_weights()
     assert not torch.equal(found.stem[0].conv.weight, before['stem.0.conv.weight'])
-    lengths = torch.cat([l.synthesize()[0][0].flatten(1).norm(dim=1) for _, l in repl_mm.computing_layers(found)])
+    lengths = torch.cat(
+        [layer.synthesize()[0][0].flatten(1).norm(dim=1) for _, layer in repl_mm.computing_layers(found)]
+    )
     torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths))
     if found is not network:
         torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
