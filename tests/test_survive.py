@@ -155,7 +155,7 @@ def test_autocast_runs_layers_in_bfloat16_and_the_synthesis_in_float32(name):
     assert weights or repl_mm.plan_of(backbone).mode == 'remove'
     assert all(part.dtype == torch.float32 for pair in weights for part in pair if part is not None)
     for output, wanted in zip(outputs, exact, strict=True):
-        assert (output.float() - wanted).norm() < 0.03 * wanted.norm()
+        assert (output.float() - wanted).norm() < (0.05 if name in UNSTEADY else 0.03) * wanted.norm()
     wanted = gradients(backbone, images())
     assert found.keys() == wanted.keys()
     for key, gradient in found.items():
