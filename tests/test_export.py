@@ -202,7 +202,8 @@ def test_a_file_serves_test_time_augmentation(tmp_path):
         parameter.data.zero_()
     serve(models[1], open_file(tmp_path / 'net.pt2'))
     wanted, found = (model.eval().test_step(batch)[0].pred_sem_seg.data for model in models)
-    assert len(wanted.unique()) > 1 and (found == wanted).float().mean() > 0.999
+    # the parameters of 0 would give class 0 everywhere
+    assert wanted.any() and (found == wanted).float().mean() > 0.999
 
 
 @pytest.mark.parametrize(('model', 'swapped'), [(detector, True), (segmentor, True), (classifier, True)])
