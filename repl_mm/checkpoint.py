@@ -86,13 +86,22 @@ def begin_again(backbone, *_) -> None:
 
     After stock weights their coefficients follow it; loaded with their neighbours, they belong together already.
     """
-    stock = vars(backbone).pop('_loads_stock', False)
+    begin(backbone, rescale=vars(backbone).pop('_loads_stock', False))
+
+
+def begin(backbone: nn.Module, rescale: bool = True) -> None:
+    """Let the computing layers of a backbone take the scale of their neighbours' weights into account.
+
+    Args:
+        backbone (nn.Module): A backbone whose weights are whole; of a sharded one nothing is changed.
+        rescale (bool): See :meth:`ComputingLayer.begin`. Defaults to True.
+    """
     if is_sharded(backbone):
         return
     for module in backbone.modules():
         if isinstance(module, ComputingLayer):
             with suppress(BorrowError):  # the next synthesis says it
-                module.begin(rescale=stock)
+                module.begin(rescale)
 
 
 def check_and_convert(backbone, state_dict, prefix, *_) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .checkpoint import attach_plan
-from .computing_layers import ComputingLayer, FullComputingLayer, is_sharded
+from .checkpoint import attach_plan, begin
+from .computing_layers import ComputingLayer, FullComputingLayer
 from .families import find_family
 from .non_reentrant import make_non_reentrant
 from .plan import KEYS, Plan, PlanError, make_plan
@@ -105,9 +105,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
 def _init_weights(backbone: nn.Module, *args, **kwargs) -> None:
     """Initialize a backbone as its class does; computing layers begin with the weights that their neighbours got."""
     type(backbone).init_weights(backbone, *args, **kwargs)
-    if not is_sharded(backbone):
-        for _, layer in computing_layers(backbone):
-            layer.begin()
+    begin(backbone)
 
 
 def plan_of(backbone: nn.Module) -> Plan | None:
