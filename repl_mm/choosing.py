@@ -35,7 +35,7 @@ PLACES = ('every', 'stages', 'slots')  # keys of ``replace`` that say where; all
 BORROWING = ('fuse', 'share', 'random')  # modes whose layers depend on their neighbours
 PIXELS = 2**21  # of the images that go through a network at once
 CACHE = 2**30  # bytes of the stock network's outputs that are kept
-LR = 0.1  # of the fits, as tools/convert.py has it
+LR = 0.02  # of the fits, as tools/convert.py has it
 FIT_BATCH = 48
 SLACK = 0.01  # by which the sum of single savings may miss that of a set
 

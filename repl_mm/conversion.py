@@ -20,7 +20,7 @@ from .calibration import calibrate
 from .surgery import computing_layers, unfold
 from .tables import markdown
 
-LARGEST = 0.01  # root mean square that counts for larger parameters (gains) and for those at zero (biases)
+AT_ZERO = 0.05  # root mean square that counts for parameters that start at zero (biases)
 HELD_OUT = 8  # one image of so many is for the errors
 CACHE = 2**30  # bytes of inputs, and as many of targets, that the fit of one layer keeps
 
@@ -53,7 +53,7 @@ def convert(
     block_steps: int = 150,
     steps: int = 300,
     batch: int = 48,
-    lr: float = 0.1,
+    lr: float = 0.02,
     head: Callable | None = None,
 ) -> list[Error]:
     """Fit the computing layers of a backbone to the blocks that they replace, in place.
@@ -67,8 +67,8 @@ def convert(
         steps (int): Steps for all of them together, on shifted and mirrored images. Defaults to 300.
         batch (int): Images in a step. Defaults to 48.
         lr (float): Step size of Adam as a share of a parameter's root mean square; six times as much for one layer
-            alone. Coefficients differ in size by their number and by ``rate`` of :mod:`repl_mm.fusion`. Defaults to
-            0.1.
+            alone. So a step means the same for coefficients of any number and scale, and for free weights. Defaults
+            to 0.02.
         head (Callable | None): What a model makes of the backbone's outputs, a classifier its logits; it counts as one
             more output. Defaults to None.
 
@@ -192,8 +192,8 @@ def _fit(
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    sizes = [float(parameter.detach().square().mean().sqrt()) or LARGEST for parameter in parameters]
-    groups = [dict(params=[p], lr=lr * min(size, LARGEST)) for p, size in zip(parameters, sizes, strict=True)]
+    sizes = [float(parameter.detach().square().mean().sqrt()) or AT_ZERO for parameter in parameters]
+    groups = [dict(params=[p], lr=lr * size) for p, size in zip(parameters, sizes, strict=True)]
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     with closing(track(range(steps), progress or '', disable=progress is None)) as numbers:

@@ -80,7 +80,7 @@ def test_a_block_that_a_computing_layer_can_express_is_found():
     nn.init.normal_(block.conv2.weight, std=0.2)
     backbone = copy.deepcopy(stock)
     repl_mm.apply_repl(backbone, slots=[(1, 1)], mode='own', operator='conv')
-    errors = conversion.convert(backbone, stock, images(64, 32), block_steps=400, steps=0, batch=32)
+    errors = conversion.convert(backbone, stock, images(64, 32), block_steps=400, steps=0, batch=32, lr=0.08)
     assert [error.name for error in errors] == ['layer2.1', 'outputs']
     assert errors[0].after < 0.05 and errors[1].after < 0.1 and min(error.before for error in errors) > 0.9
 

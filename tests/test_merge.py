@@ -40,7 +40,7 @@ def stir(backbone):
         for _, layer in computing_layers(backbone):
             factor = 2 if isinstance(layer, FullComputingLayer) else 64  # attention of large weights is chaotic
             if isinstance(layer, ResidualComputingLayer) or layer.random:
-                factor = 16  # the neighbours' rows are longer
+                factor = 24  # the neighbours' rows are longer
             for key, parameter in layer.named_parameters():
                 grows = 'coefficients' in key and '.reduce.' not in key
                 parameter.add_(torch.randn_like(parameter) * 0.1).mul_(factor if grows else 1)

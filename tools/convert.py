@@ -43,7 +43,7 @@ def parse_args(argv=None):
     parser.add_argument('--steps', type=int, default=300, help='of fitting together (default: 300)')
     parser.add_argument('--block-steps', type=int, default=150, help='for each computing layer (default: 150)')
     parser.add_argument('--batch', type=int, default=48, help='images in a step (default: 48)')
-    parser.add_argument('--lr', type=float, default=0.1, help="step as a share of a parameter's size (default: 0.1)")
+    parser.add_argument('--lr', type=float, default=0.02, help="step as a share of a parameter's size (default: 0.02)")
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
     args = parser.parse_args(argv)
