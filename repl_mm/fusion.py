@@ -139,6 +139,10 @@ class WeightSource(nn.Module):
                 True.
         """
 
+    def mixes_apart(self, positions: int) -> bool:
+        """Whether :meth:`FusedWeight.mix_positions` is the cheaper way to apply the weight to so few positions."""
+        return False
+
     def extra_repr(self) -> str:
         return f'{self.neighbour_shapes} -> {self.shape}, hidden dim {self.dim}'
 
@@ -270,6 +274,55 @@ class FusedWeight(WeightSource):
         for j, weight in enumerate(weights):
             total = self.transform(j, self.matrix(weight), total)
         return self.unmatrix(total if self.rate == 1 else total * self.rate)
+
+    def mixes_apart(self, positions: int) -> bool:
+        """Whether to apply neighbours and mixing to so few positions one after the other takes fewer FLOPs.
+
+        Their product is the same 1x1 convolution, but it has to be made first, however few positions it meets.
+        """
+        if self.type != 'mix' or self.rate != 1 or len(self.shape) < 3 or math.prod(self.shape[2:]) > 1:
+            return False
+        hidden, outer = self.shape[self.dim], self.shape[1 - self.dim]
+        mixing = sum(coefficient.numel() for coefficient in self.coefficients)
+        apart = mixing + outer * sum(shape[self.dim] for shape in self.neighbour_shapes)
+        return positions * (apart - hidden * outer) < mixing * outer
+
+    def select(self, weights: list[Tensor]) -> list[Tensor]:
+        """The neighbours' matrices, for :meth:`mix_positions`; where columns are to be repeated, without that."""
+        narrow = [self.dim == 0 and self.shape[1] % weight.shape[1] == 0 for weight in weights]
+        pairs = zip(weights, narrow, strict=True)
+        return [align_kernel(w, self.shape[2:]).flatten(1) if is_narrow else self.matrix(w) for w, is_narrow in pairs]
+
+    def mix_positions(self, x: Tensor, matrices: list[Tensor], bias: Tensor | None) -> Tensor:
+        """What a 1x1 convolution with the weight of :meth:`forward` gives, without making that weight.
+
+        Args:
+            x (Tensor): ``(N, in, *spatial)``.
+            matrices (list[Tensor]): What :meth:`select` gives.
+            bias (Tensor | None): ``(out,)``.
+
+        Returns:
+            Tensor: ``(N, out, *spatial)``.
+        """
+        rows = x.flatten(2).transpose(1, 2).flatten(0, 1)  # (positions, in)
+        inner, total = self.dim == 1, bias
+        if bias is not None and not inner:
+            total = bias.view(self.groups, 1, -1)
+        for matrix, coefficient in zip(matrices, self.coefficients, strict=True):
+            factor = coefficient.to(matrix.dtype)
+            if inner:
+                mixed = torch.bmm(self._grouped(rows), factor).transpose(0, 1).flatten(1)
+                total = mixed @ matrix if total is None else torch.addmm(total, mixed, matrix)
+            else:
+                seen = rows if matrix.shape[1] == rows.shape[1] else rows.unflatten(1, (matrix.shape[1], -1)).sum(2)
+                units, factor = self._grouped(F.linear(seen, matrix)), factor.transpose(1, 2)
+                total = torch.bmm(units, factor) if total is None else torch.baddbmm(total, units, factor)
+        rows = total if inner else total.transpose(0, 1).flatten(1)
+        return rows.unflatten(0, (len(x), -1)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        """``(positions, groups * k)`` as ``(groups, positions, k)``."""
+        return rows.unflatten(1, (self.groups, -1)).transpose(0, 1)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, {self.type}, groups={self.groups}'

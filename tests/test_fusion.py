@@ -97,6 +97,45 @@ def test_transformation_equals_loops(case, kind, settings):
     np.testing.assert_allclose(made.detach(), expected(source, weights), atol=1e-12)
 
 
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('case', [case for case in SHAPES if SHAPES[case][0][2:] == (1, 1)])
+def test_neighbours_and_mixing_one_after_the_other_are_the_same_convolution(case, bias):
+    torch.manual_seed(0)
+    shape, neighbours, dim, groups = SHAPES[case]
+    source = FusedWeight(shape, neighbours, dim, groups=groups).double()
+    weights = [torch.randn(n, dtype=torch.float64, requires_grad=True) for n in neighbours]
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    bias = torch.randn(shape[0], dtype=torch.float64, requires_grad=True) if bias else None
+    x = torch.randn(2, shape[1], 2, 3, dtype=torch.float64)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        x = x.contiguous(memory_format=memory)
+        got = source.mix_positions(x, source.select(weights), bias)
+        wanted = np.einsum('oc,nchw->nohw', expected(source, weights)[..., 0, 0], x.numpy())
+        wanted += 0 if bias is None else bias.detach().numpy()[:, None, None]
+        np.testing.assert_allclose(got.detach(), wanted, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x, *w: source.mix_positions(x, source.select(w), bias), (x, *weights))
+
+
+def test_it_is_done_so_where_it_takes_fewer_products():
+    """By hand: to make the weight takes 4 * 64 * 16 * 2 products, to apply it 4 * 64 a position; apart it is 2 * 16 * 64
+    and 2 * 16 * 4 a position."""
+    shape, neighbours = (4, 64, 1, 1), [(16, 64, 1, 1)] * 2
+    source = FusedWeight(shape, neighbours, groups=1)
+    made = lambda n: 4 * 64 * 16 * 2 + 4 * 64 * n  # noqa: E731
+    apart = lambda n: (2 * 16 * 64 + 2 * 16 * 4) * n  # noqa: E731
+    assert [source.mixes_apart(n) for n in range(1, 9)] == [apart(n) < made(n) for n in range(1, 9)]
+    assert source.mixes_apart(4) and not source.mixes_apart(5)
+    for other in (
+        FusedWeight(shape, neighbours, type='channel'),
+        FusedWeight((4, 64, 3, 3), [(16, 64, 3, 3)]),
+        FusedWeight((4, 64), [(16, 64)]),
+        OwnWeight(shape, neighbours),
+        SharedWeight(shape, neighbours),
+    ):
+        assert not other.mixes_apart(1)
+
+
 @pytest.mark.parametrize('kind', TRANSFORMS)
 def test_gradient_reaches_both_neighbours_and_all_parameters(kind):
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Collection
 from contextlib import ExitStack
 
 import torch
@@ -88,24 +89,26 @@ class ComputingLayer(nn.Module):
 
         return MergedLayer(self.copies)
 
-    def synthesize(self, without: str | None = None) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    def synthesize(self, without: Collection[str] = ()) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """All (weight, bias) pairs that the layer synthesizes; empty if there are none.
 
         Args:
-            without (str | None): The operator whose weight is given without its transformation. Defaults to None.
+            without (Collection[str]): Operators whose weight is not made: in its place stands what the source's
+                ``mix_positions`` is given. Defaults to none.
         """
         if not self.names:
             return ()
         for neighbour in self.neighbours:
             neighbour.check()
         with no_autocast():
-            return tuple(self.synthesize_one(name, name == without) for name in self.names)
+            return tuple(self.synthesize_one(name, name in without) for name in self.names)
 
     def synthesize_one(self, name: str, plain: bool = False) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of one operator; made in float32, and given, in the precision of the neighbours' weights."""
         weights = self.borrow(name)
         if plain:
-            return self.repl[_key(name)].source.select(weights), None
+            synthesis = self.repl[_key(name)]
+            return synthesis.source.select(weights), synthesis.bias
         precision = weights[0].dtype if weights else torch.float32
         if precision in (torch.float16, torch.bfloat16):  # sums of many products
             weight, bias = self.repl[_key(name)]([weight.float() for weight in weights])

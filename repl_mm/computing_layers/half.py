@@ -45,7 +45,7 @@ class HalfComputingLayer(ComputingLayer):
         """All but the shortcut."""
         last, out = self.names[-1], x
         apart = self.mixes_apart(x)
-        pairs = self.synthesize(without=last) if apart else self.weights()
+        pairs = self.synthesize(without=[last]) if apart else self.weights()
         for i, ((weight, _), settings) in enumerate(zip(pairs, self.settings, strict=True)):
             out = self.activation(out) if i else out
             if apart and self.names[i] == last:

@@ -2,11 +2,12 @@
 
 import copy
 import math
+from collections.abc import Collection
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import LARGE, ComputingLayer
+from .base import LARGE, ComputingLayer, recomputed
 from .merged import MergedResidual, plain_conv
 
 
@@ -37,11 +38,23 @@ class ResidualComputingLayer(ComputingLayer):
         self.activation = activation or nn.ReLU(inplace=True)
         self.last = last or nn.ReLU(inplace=True)
 
-    def branch(self, x: Tensor, weights: tuple) -> Tensor:
-        """The chain of convolutions, without the shortcut."""
-        for i, ((weight, bias), settings) in enumerate(zip(weights, self.settings, strict=True)):
-            x = F.conv2d(self.activation(x) if i else x, weight, bias, **settings)
+    def branch(self, x: Tensor, weights: tuple, apart: Collection[str] = ()) -> Tensor:
+        """The chain of convolutions, without the shortcut; some are done by ``mix_positions``."""
+        for i, (name, (weight, bias), settings) in enumerate(zip(self.names, weights, self.settings, strict=True)):
+            x = self.activation(x) if i else x
+            if name in apart:
+                x = self.repl[name].source.mix_positions(x, weight, bias)
+            else:
+                x = F.conv2d(x, weight, bias, **settings)
         return x
+
+    def mixed_apart(self, x: Tensor) -> list[str]:
+        """The operators whose weight is rather not made, for ``x`` has few positions."""
+        if self.folded and not self.training:
+            return []
+        positions = x.numel() // x.shape[1]
+        sources = {name: self.repl[name].source for name in self.names}
+        return [name for name, source in sources.items() if source.mixes_apart(positions)]
 
     def is_dear(self, x: Tensor) -> bool:
         """Only the weights themselves are kept: cheap, but where they are large or not small beside a large ``x``."""
@@ -56,4 +69,11 @@ class ResidualComputingLayer(ComputingLayer):
         return MergedResidual(branch, copy.deepcopy(self.drop), copy.deepcopy(self.last), half=False)
 
     def compute(self, x: Tensor) -> Tensor:
-        return self.last(x + self.drop(self.with_weights(self.branch, x)))
+        apart = self.mixed_apart(x)
+        if not apart:
+            return self.last(x + self.drop(self.with_weights(self.branch, x)))
+
+        def run(x):  # of so few positions nothing is large
+            return self.branch(x, self.synthesize(apart), apart)
+
+        return self.last(x + self.drop(recomputed(run, x) if self.with_cp else run(x)))
