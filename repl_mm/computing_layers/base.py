@@ -16,6 +16,7 @@ from .borrowing import Watch, recorded
 DEVICES = ['cpu', *([accelerator.type] if (accelerator := torch.accelerator.current_accelerator()) else [])]
 
 LARGE = 2**22  # elements; a second synthesis is not worth fewer
+SMALL = 2**16  # elements of an input, beside which nothing is worth to be computed twice
 
 
 class ComputingLayer(nn.Module):
@@ -183,10 +184,12 @@ class ComputingLayer(nn.Module):
     def with_weights(self, function, x: Tensor, *args):
         """``function(x, weights, *args)``; what it saves for backward, but the weights, is recomputed there.
 
-        So is the synthesis under ``with_cp``, and where it :meth:`is_dear` to keep.
+        So is the synthesis under ``with_cp``, and where it :meth:`is_dear` to keep. For a small ``x`` all is kept.
         """
         if not self.folded and (self.with_cp or self.is_dear(x)):
             return recomputed(lambda x, *args: function(x, self.weights(), *args), x, *args)
+        if x.numel() <= SMALL and not self.with_cp:
+            return function(x, self.weights(), *args)
         flat = [tensor for pair in self.weights() for tensor in pair]
 
         def run(x, *rest):

@@ -125,16 +125,19 @@ def measure(backbone: nn.Module, inputs: ImageInput | WordInput | None = None, m
 
 
 def synthesize(backbone: nn.Module) -> None:
-    """Make the weights of every computing layer of a backbone as one training step does, and nothing else.
+    """Make the weights of every computing layer of a backbone, and nothing else.
 
-    That is forward, again for the recomputation in backward, and backward.
+    That is forward, again for a recomputation in backward, and backward: the most that a training step does.
     """
     for _, layer in computing_layers(backbone):
         backward(recomputed(layer.synthesize))
 
 
 def synthesis_flops(backbone: nn.Module) -> int:
-    """Return the FLOPs of :func:`synthesize`, a part of :attr:`Cost.flops`; 0 where nothing is synthesized."""
+    """Return the FLOPs of :func:`synthesize`; 0 where nothing is synthesized.
+
+    They are a part of :attr:`Cost.flops`, except in layers that meet so few positions that they do without.
+    """
     backbone, mode = on_fake_tensors(backbone)
     with no_random_change(), mode, _FlopCounter() as counter:
         synthesize(backbone)

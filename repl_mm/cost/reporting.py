@@ -78,7 +78,7 @@ def table(rows: Sequence[Row], title: str = '', optimizer: str = 'SGD with momen
     )
     synthesis = [f'{row.name} {row.synthesis_flops / row.cost.flops:.2%}' for row in measured if row.synthesis_flops]
     if synthesis:
-        caption += f' Synthesis of weights in the train FLOPs: {", ".join(synthesis)}.'
+        caption += f' Synthesis of all weights alone (few positions do without), in train FLOPs: {", ".join(synthesis)}.'
     return '\n'.join(
         [
             *filter(None, [title]),
@@ -109,7 +109,7 @@ def time_table(results: Sequence[dict], title: str = '') -> str:
                 mebibytes(peak) if peak else '-',
             )
         )
-    header = ('arm', 's per step', f'relative to {results[0]["name"]}', 'quartiles', 'synthesis', 'peak memory')
+    header = ('arm', 's per step', f'relative to {results[0]["name"]}', 'quartiles', 'synthesis alone', 'peak memory')
     return '\n'.join([*filter(None, [title]), markdown(header, rows)])
 
 

@@ -26,7 +26,7 @@ class Row:
         cost (Cost | None): Of all its backbones together.
         note (str): Why there is no cost.
         model_params (int | None): Trainable parameters of the whole model with these backbones, if known.
-        synthesis_flops (int | None): The part of the train FLOPs that makes weights.
+        synthesis_flops (int | None): See :func:`repl_mm.cost.synthesis_flops`.
     """
 
     name: str
