@@ -118,8 +118,7 @@ def test_neighbours_and_mixing_one_after_the_other_are_the_same_convolution(case
 
 
 def test_it_is_done_so_where_it_takes_fewer_products():
-    """By hand: to make the weight takes 4 * 64 * 16 * 2 products, to apply it 4 * 64 a position; apart it is 2 * 16 * 64
-    and 2 * 16 * 4 a position."""
+    """By hand: 4 * 64 * 16 * 2 to make the weight and 4 * 64 a position; or 2 * 16 * 64 + 2 * 16 * 4 a position."""
     shape, neighbours = (4, 64, 1, 1), [(16, 64, 1, 1)] * 2
     source = FusedWeight(shape, neighbours, groups=1)
     made = lambda n: 4 * 64 * 16 * 2 + 4 * 64 * n  # noqa: E731

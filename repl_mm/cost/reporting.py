@@ -78,7 +78,7 @@ def table(rows: Sequence[Row], title: str = '', optimizer: str = 'SGD with momen
     )
     synthesis = [f'{row.name} {row.synthesis_flops / row.cost.flops:.2%}' for row in measured if row.synthesis_flops]
     if synthesis:
-        caption += f' Synthesis of all weights alone (few positions do without), in train FLOPs: {", ".join(synthesis)}.'
+        caption += f' Synthesis of all weights (few positions do without) in train FLOPs: {", ".join(synthesis)}.'
     return '\n'.join(
         [
             *filter(None, [title]),
