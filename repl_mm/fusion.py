@@ -106,6 +106,8 @@ class WeightSource(nn.Module):
         start (float): Root mean square length, at the start, of the weights of an output channel. Defaults to 1.
     """
 
+    few: float = 0  # positions up to which :meth:`FusedWeight.mix_positions` is the cheaper way to apply the weight
+
     def __init__(self, shape: tuple[int, ...], neighbours: list[tuple[int, ...]], dim: int = 0, start: float = 1.0):
         super().__init__()
         self.shape = tuple(shape)
@@ -138,10 +140,6 @@ class WeightSource(nn.Module):
             rescale (bool): Whether the parameters follow; otherwise they belong to these weights already. Defaults to
                 True.
         """
-
-    def mixes_apart(self, positions: int) -> bool:
-        """Whether :meth:`FusedWeight.mix_positions` is the cheaper way to apply the weight to so few positions."""
-        return False
 
     def extra_repr(self) -> str:
         return f'{self.neighbour_shapes} -> {self.shape}, hidden dim {self.dim}'
@@ -220,6 +218,7 @@ class FusedWeight(WeightSource):
             else:
                 coefficient = turn
             self.coefficients.append(nn.Parameter(coefficient / rate))
+        self.few = self._few()
 
     @property
     def units(self) -> list[Tensor] | None:
@@ -275,17 +274,17 @@ class FusedWeight(WeightSource):
             total = self.transform(j, self.matrix(weight), total)
         return self.unmatrix(total if self.rate == 1 else total * self.rate)
 
-    def mixes_apart(self, positions: int) -> bool:
-        """Whether to apply neighbours and mixing to so few positions one after the other takes fewer FLOPs.
+    def _few(self) -> float:
+        """Up to how many positions it takes fewer FLOPs to apply neighbours and mixing one after the other.
 
         Their product is the same 1x1 convolution, but it has to be made first, however few positions it meets.
         """
         if self.type != 'mix' or self.rate != 1 or len(self.shape) < 3 or math.prod(self.shape[2:]) > 1:
-            return False
+            return 0
         hidden, outer = self.shape[self.dim], self.shape[1 - self.dim]
         mixing = sum(coefficient.numel() for coefficient in self.coefficients)
-        apart = mixing + outer * sum(shape[self.dim] for shape in self.neighbour_shapes)
-        return positions * (apart - hidden * outer) < mixing * outer
+        more = mixing + outer * (sum(shape[self.dim] for shape in self.neighbour_shapes) - hidden)
+        return math.ceil(mixing * outer / more) - 1 if more > 0 else math.inf
 
     def select(self, weights: list[Tensor]) -> list[Tensor]:
         """The neighbours' matrices, for :meth:`mix_positions`; where columns are to be repeated, without that."""

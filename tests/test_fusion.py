@@ -123,8 +123,8 @@ def test_it_is_done_so_where_it_takes_fewer_products():
     source = FusedWeight(shape, neighbours, groups=1)
     made = lambda n: 4 * 64 * 16 * 2 + 4 * 64 * n  # noqa: E731
     apart = lambda n: (2 * 16 * 64 + 2 * 16 * 4) * n  # noqa: E731
-    assert [source.mixes_apart(n) for n in range(1, 9)] == [apart(n) < made(n) for n in range(1, 9)]
-    assert source.mixes_apart(4) and not source.mixes_apart(5)
+    assert [n <= source.few for n in range(1, 9)] == [apart(n) < made(n) for n in range(1, 9)]
+    assert source.few == 4
     for other in (
         FusedWeight(shape, neighbours, type='channel'),
         FusedWeight((4, 64, 3, 3), [(16, 64, 3, 3)]),
@@ -132,7 +132,7 @@ def test_it_is_done_so_where_it_takes_fewer_products():
         OwnWeight(shape, neighbours),
         SharedWeight(shape, neighbours),
     ):
-        assert not other.mixes_apart(1)
+        assert other.few == 0
 
 
 @pytest.mark.parametrize('kind', TRANSFORMS)

@@ -53,8 +53,7 @@ class ResidualComputingLayer(ComputingLayer):
         if self.folded and not self.training:
             return []
         positions = x.numel() // x.shape[1]
-        sources = {name: self.repl[name].source for name in self.names}
-        return [name for name, source in sources.items() if source.mixes_apart(positions)]
+        return [name for name in self.names if positions <= self.repl[name].source.few]
 
     def is_dear(self, x: Tensor) -> bool:
         """Only the weights themselves are kept: cheap, but where they are large or not small beside a large ``x``."""
