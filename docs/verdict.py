@@ -1,4 +1,6 @@
-"""Draw docs/verdict.png from the tables of results.md and log.md: the accuracy of RepL and of removing blocks.
+"""Draw two pictures from the tables of results.md and log.md.
+
+verdict.png: the accuracy of RepL and of removing blocks; bubbles.png: the chart of tools/compare.py for CIFAR-10.
 
 python docs/verdict.py
 """
@@ -10,6 +12,8 @@ import matplotlib
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
+
+from repl_mm.visualization import Bubble, draw_bubbles  # noqa: E402
 
 DOCS = Path(__file__).resolve().parent
 # page, heading, label of the row
@@ -24,16 +28,21 @@ TABLES = (
 )
 
 
+def cells(page, heading):
+    """The cells of a section's table, row by row."""
+    section = (DOCS / page).read_text().partition(f'# {heading}\n')[2].partition('\n##')[0]
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in section.splitlines() if line[:1] == '|']
+
+
 def rows(page, heading):
     """Label and difference to E2E (mean, low, high; in points) of the rows of a section's table that have one."""
-    section = (DOCS / page).read_text().partition(f'# {heading}\n')[2].partition('\n##')[0]
-    table = [[cell.strip() for cell in line.split('|')[1:-1]] for line in section.splitlines() if line[:1] == '|']
+    table = cells(page, heading)
     column = next(i for i, cell in enumerate(table[0]) if cell.startswith('difference to E2E'))
     scale = 100 if any(cell.startswith('mAP') for cell in table[0]) else 1
-    for cells in table[2:]:
-        if cells[column]:
-            mean, low, high = (scale * float(number) for number in re.findall(r'[-+][\d.]+', cells[column]))
-            yield cells[0], (mean, low, high)
+    for row in table[2:]:
+        if row[column]:
+            mean, low, high = (scale * float(number) for number in re.findall(r'[-+][\d.]+', row[column]))
+            yield row[0], (mean, low, high)
 
 
 def pair(page, heading):
@@ -43,7 +52,18 @@ def pair(page, heading):
     return found[first][1], next(values for label, values in found[first:] if 'removed' in label)
 
 
+def bubbles(page, heading):
+    """The bubbles of a section's table: activations, accuracy and trained parameters of each row."""
+    header, _, *table = cells(page, heading)
+    places = [next(i for i, cell in enumerate(header) if word in cell) for word in ('activations', 'mean', 'params')]
+    for row in table:
+        numbers = [float(row[place].split()[0]) for place in places]
+        yield Bubble(*numbers, re.sub('[*`]', '', row[0]))
+
+
 def main():
+    chart = {'': list(bubbles('results.md', 'CIFAR-10, ResNet-32'))}
+    draw_bubbles(chart, DOCS / 'bubbles.png', 'activations of the backbone, batch 128, MiB', 'top-1 accuracy, %')
     figure, axes = plt.subplots(figsize=(9, 3.6))
     for place, (page, heading, _) in enumerate(TABLES):
         for name, color, shift, (mean, low, high) in zip(

@@ -339,6 +339,26 @@ def choose(
     return Choice(type(backbone).__name__, measure, float(limit), fit, words, blocks, tuple(steps), kinds or {})
 
 
+def influences(backbone: nn.Module, images: Tensor, head: Callable | None = None) -> dict[Place, float]:
+    """The influence of each block that can be replaced: how far the outputs move when it alone is left out.
+
+    Args:
+        backbone (nn.Module): A stock backbone with trained weights; it stays as it is.
+        images (Tensor): Normalized images ``(N, 3, H, W)`` where the backbone is.
+        head (Callable | None): As in :func:`choose`. Defaults to None, the backbone's outputs count.
+
+    Returns:
+        dict[tuple[int, int], float]: Distances as in :class:`Block`, by (stage, index).
+
+    Raises:
+        PlanError: No block can be replaced, or outputs are not finite.
+    """
+    places = replaceable(backbone)
+    trials = _Trials(backbone, images, {}, False, head, 0)
+    single = [frozenset([place]) for place in places]
+    return dict(zip(places, trials.distances(frozenset(), single, 'leaving out each block'), strict=True))
+
+
 def _exchanged(trials, savings, single, measure, limit, step: Step) -> Iterator[Step]:
     """Steps that leave out a chosen block, or take one beside it or another kind, while the outputs come nearer."""
     chain = list(dict.fromkeys(option[:2] for option in single))

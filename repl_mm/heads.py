@@ -29,6 +29,17 @@ class Given(nn.Module):
         return self.output
 
 
+def pooled(outputs) -> Tensor:
+    """One vector for each image, (N, C), from a backbone's last output.
+
+    That is its class token where the output is a pair (feature map, class token), else the mean over all positions.
+    """
+    out = outputs[-1] if isinstance(outputs, tuple | list) else outputs
+    if isinstance(out, tuple | list):
+        return out[1]
+    return out.mean({3: 1, 4: (2, 3)}[out.dim()]) if out.dim() > 2 else out
+
+
 class Whole(nn.Module):
     """A whole model that takes images alone: backbone, neck and the maps of its head, mm's ``mode='tensor'``.
 

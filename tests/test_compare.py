@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from repl_mm import comparison
 from repl_mm.classification import Accuracy
-from repl_mm.comparison import interval, runs
+from repl_mm.comparison import interval, runs, summary
 
 # ---- statistics ----
 
@@ -278,3 +278,31 @@ def test_table_and_picture(tmp_path):
         comparison.plot({str(i): result for i in range(num)}, tmp_path / f'plot_{num}.png')
     one, two = (cv2.imread(str(tmp_path / f'plot_{num}.png')) for num in (1, 2))
     assert one.std() > 5 and two.shape == (2 * one.shape[0], *one.shape[1:])
+
+
+@pytest.mark.parametrize('peaks', [(), (0,), (0, 1, 2)], ids=['none', 'some', 'all'])
+def test_bubbles_stand_at_the_peak_of_memory_where_all_runs_have_it(peaks, tmp_path, monkeypatch):
+    runs_of = {seed: dict(peak_bytes=(5 + seed) * 2**20) if seed in peaks else {} for seed in (0, 1, 2)}
+    row = dict(mean=0.5, runs=runs_of, cost=dict(params=7, activation_bytes=3 * 2**20))
+    results = dict(c=dict(config='c.py', metric='mIoU', batch=4, arms=dict(e2e=row, fuse=dict(row, mean=0.4))))
+    comparison.plot_bubbles(results, tmp_path / 'bubbles.png')
+    assert cv2.imread(str(tmp_path / 'bubbles.png')).std() > 5
+    drawn = []
+    monkeypatch.setattr(summary, 'draw_bubbles', lambda *words: drawn.append(words))
+    comparison.plot_bubbles(results, 'x.png')
+    ((panels, _, x, y),) = drawn
+    measured = len(peaks) == 3
+    assert [(b.x, b.y, b.size, b.group) for b in panels['c.py']] == [
+        (6 if measured else 3, 0.5, 7, 'e2e'),
+        (6 if measured else 3, 0.4, 7, 'fuse'),
+    ]
+    assert x['c.py'].startswith('peak of memory' if measured else 'activations of the backbone, batch 4')
+    assert y == {'c.py': 'mIoU'}
+
+
+def test_the_peak_of_memory_is_kept(tmp_path):
+    folder = tmp_path / '20200101_000000' / 'vis_data'
+    folder.mkdir(parents=True)
+    lines = [dict(loss=1.0, time=0.1, memory=memory) for memory in (300, 500, 400)] + [dict(mIoU=0.5)]
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    assert runs.run_result(tmp_path)['peak_bytes'] == 500 * 2**20

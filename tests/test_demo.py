@@ -244,7 +244,8 @@ def test_two_arms_are_compared_by_the_real_tools(tmp_path):
     assert result['batch'] == 2 and result['shape'] == [64, 64]
     costs = [result['arms'][arm]['cost'] for arm in ('e2e', 'fuse')]
     assert costs[0]['params'] > costs[1]['params'] and costs[0]['flops'] > costs[1]['flops']
-    assert (out / 'compare.png').is_file() and '| fuse | 1 |' in (out / 'compare.md').read_text()
+    assert all((out / name).is_file() for name in ('compare.png', 'bubbles.png'))
+    assert '| fuse | 1 |' in (out / 'compare.md').read_text()
 
     start = time.time()
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

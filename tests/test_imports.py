@@ -28,12 +28,12 @@ def test_what_is_missing_is_said_in_one_line(name):
 
 
 def test_mmengine_is_enough():
-    others = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'scipy', 'pycocotools', 'torchvision', 'matplotlib')
+    others = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'scipy', 'sklearn', 'pycocotools', 'torchvision', 'matplotlib')
     done = python(f"""
 import sys
 sys.modules.update(dict.fromkeys({others}))
 import repl_mm, repl_mm.choosing, repl_mm.classification, repl_mm.conversion, repl_mm.cost, repl_mm.data_checks
-import repl_mm.heads, repl_mm.stock_weights
+import repl_mm.heads, repl_mm.stock_weights, repl_mm.visualization
 """)
     assert done.returncode == 0, done.stderr
 

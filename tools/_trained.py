@@ -13,7 +13,10 @@ from mmengine.runner import Runner
 from rich.progress import track
 
 from repl_mm import choosing, config
+from repl_mm.classification import classifier_head
+from repl_mm.conversion import frozen
 from repl_mm.data_checks import DataError, check_checkpoint
+from repl_mm.heads import whole_head
 from repl_mm.pictures import covering, pictures_in, plain_preprocessor, read_image
 from repl_mm.plan import MODES
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
@@ -111,8 +114,23 @@ def load_stock(cfg, path, settings, weights):
     return stock, rest
 
 
-def read_images(cfg, folder, num, shape, option):
-    """Read unlabelled images: pictures of a folder, or the training images of the dataset if they are in no pictures.
+def model_head(cfg, path, rest, backbone, images):
+    """Return what the model of a config makes of its backbone's outputs, with its weights; None if they count alone.
+
+    Args:
+        cfg (Config): The config.
+        path (tuple): Of the backbone in the config's model.
+        rest (dict): Tensors of the model outside of its backbone.
+        backbone (nn.Module): The backbone with weights.
+        images (Tensor): Normalized images where it is.
+    """
+    with frozen(backbone), torch.no_grad():
+        outputs = backbone(images[:1])
+    return classifier_head(cfg, rest, images.device) or whole_head(cfg, path, rest, outputs, images.device)
+
+
+def read_images(cfg, folder, num, shape, option, fewest=FEWEST, phase='train'):
+    """Read unlabelled images: pictures of a folder, or the images of the dataset if they are in no pictures.
 
     Args:
         cfg (Config): The config.
@@ -120,6 +138,8 @@ def read_images(cfg, folder, num, shape, option):
         num (int): At most so many.
         shape (Sequence[int]): Height and width to which pictures are resized and cropped.
         option (str): What the user calls the folder, for messages.
+        fewest (int): At least so many. Defaults to 16.
+        phase (str): Whose images of the dataset, 'train' or 'test'; of the latter at random. Defaults to 'train'.
 
     Returns:
         Tensor: Normalized as for the model, (N, 3, H, W).
@@ -144,12 +164,14 @@ def read_images(cfg, folder, num, shape, option):
             images = normalize(cfg, torch.stack(pictures)) if pictures else pictures
         else:
             set_data_root(cfg, str(folder))
-            loader = dict(copy.deepcopy(cfg.train_dataloader), batch_size=num)
+            loader = dict(copy.deepcopy(cfg[f'{phase}_dataloader']), batch_size=num)
+            if phase == 'test':  # whose images may come class by class
+                loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
             batch = next(iter(Runner.build_dataloader(loader, seed=0)))
             images = MODELS.build(cfg.model.data_preprocessor)(batch)['inputs']
-    if len(images) < FEWEST:
+    if len(images) < fewest:
         cause = f'; {len(broken)} cannot be read, first: {broken[0]}' if broken else ''
-        stop(f"{option} '{folder}': {len(images)} images, expected at least {FEWEST}{cause}")
+        stop(f"{option} '{folder}': {len(images)} images, expected at least {fewest}{cause}")
     return images
 
 

@@ -22,6 +22,7 @@ from repl_mm.cost import ImageInput
 from repl_mm.deployment import ExportError
 from repl_mm.deployment.benchmark import BACKENDS, benchmark
 from repl_mm.tables import amount, markdown
+from repl_mm.visualization import Bubble, draw_bubbles
 
 
 def parse_args(args=None):
@@ -72,22 +73,17 @@ def table(rows):
 
 def plot(rows, accuracy, path):
     """Draw accuracy against throughput, an area by parameters for every arm, a colour for every engine and batch."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    axes = figure.subplots()
-    largest = max(row['params'] for row in rows)
-    for key in dict.fromkeys((row['backend'], row['batch']) for row in rows):
-        chosen = [row for row in rows if (row['backend'], row['batch']) == key]
-        x, y = [row['throughput'] for row in chosen], [accuracy[row['name']] for row in chosen]
-        areas = [600 * row['params'] / largest for row in chosen]
-        axes.scatter(x, y, areas, alpha=0.5, label=f'{key[0]}, batch {key[1]}')
-        for row, right, up in zip(chosen, x, y, strict=True):
-            axes.annotate(row['name'], (right, up), fontsize=7, ha='center', va='center')
-    axes.set(xlabel='images per second', ylabel='accuracy', xscale='log')
-    axes.margins(0.15)
-    axes.legend(fontsize=8, markerscale=0.5)
-    figure.savefig(path, dpi=150)
+    bubbles = [
+        Bubble(
+            row['throughput'],
+            accuracy[row['name']],
+            row['params'],
+            f'{row["backend"]}, batch {row["batch"]}',
+            row['name'],
+        )
+        for row in rows
+    ]
+    draw_bubbles({'': bubbles}, path, 'images per second', 'accuracy', log=True)
 
 
 def main(args=None):

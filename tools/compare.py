@@ -8,7 +8,7 @@ Between the arms of a config nothing but the words of its backbones changes; the
 
 Every run is an ordinary `tools/train.py` run in OUT/<config>/<arm>/seed_<seed>. In the name of an arm's folder a `+`
 stands for every character but letters, digits and _ . = , - : `fuse+with_cp=True`. Started again, the command skips
-what is finished and resumes what was cut off. It writes OUT/compare.json, OUT/compare.md and OUT/compare.png.
+what is finished and resumes what was cut off. It writes OUT/compare.json, .md and .png, and a chart, OUT/bubbles.png.
 
 In the values of --cfg-options, {arm} and {config} are the names of these folders, so that each arm can start from
 weights of its own::
@@ -188,6 +188,7 @@ def main(argv=None):
         (args.out / 'compare.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
         (args.out / 'compare.md').write_text(text, encoding='utf-8')
         comparison.plot(results, args.out / 'compare.png')
+        comparison.plot_bubbles(results, args.out / 'bubbles.png')
         print(text)
     if problems:
         stop('; '.join(problems))

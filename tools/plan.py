@@ -17,14 +17,13 @@ from pathlib import Path
 
 import torch
 from _common import one_line_errors, read_quietly, save_whole, stop
-from _trained import FEWEST, add_budgets, load_stock, one_backbone, read_budget, read_images
+from _trained import FEWEST, add_budgets, load_stock, model_head, one_backbone, read_budget, read_images
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from repl_mm import PlanError, apply_repl, choosing, config, cost
-from repl_mm.classification import classifier_head
 from repl_mm.families import find_family
-from repl_mm.heads import Whole, stock_model, whole_head
+from repl_mm.heads import Whole, stock_model
 from repl_mm.pictures import pictures_in
 from repl_mm.plan import PLAIN
 from repl_mm.surgery import check_keys
@@ -128,11 +127,7 @@ def choose(cfg, path, settings, stock, rest, words, args):
     most = PIXELS // (args.shape[0] * args.shape[1]) if pictures_in(args.images) else 512
     num, device = args.num or max(FEWEST, min(512, most)), get_device()
     images, stock = read_images(cfg, args.images, num, args.shape, '--images').to(device), stock.to(device)
-    net = copy.deepcopy(stock)
-    net.eval()
-    with torch.no_grad():
-        outputs = net(images[:1])
-    head = classifier_head(cfg, rest, device) or whole_head(cfg, path, rest, outputs, device)
+    head = model_head(cfg, path, rest, stock, images)
     _, count = counters(cfg, path, args, tuple(images.shape[-2:]))
     if args.measure == 'memory':
         args.limit = share_of_memory(args, choosing.Savings(stock, words, count))

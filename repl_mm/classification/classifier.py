@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ..config import plain_config
+from ..heads import pooled
 from ..registry import MODELS, class_of
 
 
@@ -146,11 +147,7 @@ class ImageClassifier(BaseModel):
 
     def classify(self, outputs) -> Tensor:
         """Logits (N, num_classes) of the backbone's outputs."""
-        out = outputs[-1] if isinstance(outputs, tuple | list) else outputs
-        if isinstance(out, tuple | list):
-            out = out[1]  # the class token
-        elif out.dim() == 4:
-            out = out.mean((2, 3))
+        out = pooled(outputs)
         if out.shape[1] != self.head.in_features:
             raise ValueError(
                 f'ImageClassifier.in_channels={self.head.in_features} does not fit the backbone, whose last output '

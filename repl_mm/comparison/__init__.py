@@ -1,7 +1,7 @@
 """Comparison of arms over several seeds: the runs that train them, and what these reached and cost."""
 
 from .runs import folder_name, read_scalars, run_all, run_result, with_options, write_config
-from .summary import choose_metric, chord_heights, collect, paired, plot, summarize, table
+from .summary import choose_metric, chord_heights, collect, paired, plot, plot_bubbles, summarize, table
 
 __all__ = [
     'choose_metric',
@@ -10,6 +10,7 @@ __all__ = [
     'folder_name',
     'paired',
     'plot',
+    'plot_bubbles',
     'read_scalars',
     'run_all',
     'run_result',

@@ -81,7 +81,8 @@ def run_result(work_dir: str | os.PathLike) -> dict:
         work_dir (str | os.PathLike): Work dir of the run.
 
     Returns:
-        dict: ``metrics`` of the last validation, and ``step_time``, the median over the log records in seconds.
+        dict: ``metrics`` of the last validation; ``step_time``, the median over the log records in seconds; on CUDA
+        ``peak_bytes``, the peak of memory that mmengine logged.
 
     Raises:
         ValueError: The run left no training or no validation record, or the last one has no metric.
@@ -94,7 +95,9 @@ def run_result(work_dir: str | os.PathLike) -> dict:
     metrics = {key: value for key, value in final.items() if key not in ('time', 'data_time', 'step')}
     if not metrics:  # as of a detector that finds nothing
         raise ValueError(f"the last validation record of '{work_dir}' has no metric")
-    return dict(metrics=metrics, step_time=statistics.median(times))
+    peaks = [record['memory'] for record in records if 'loss' in record and 'memory' in record]  # in MiB
+    memory = dict(peak_bytes=max(peaks) * 2**20) if peaks else {}
+    return dict(metrics=metrics, step_time=statistics.median(times), **memory)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------

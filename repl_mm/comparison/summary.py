@@ -9,6 +9,7 @@ from typing import Any
 
 from ..arms import REFERENCES
 from ..tables import amount, markdown, mebibytes
+from ..visualization.bubbles import Bubble, draw_bubbles
 
 # the costs over which there is a chord, with their titles
 CHORDS = dict(flops='train FLOPs', params='trained params', activation_bytes='activations')
@@ -217,6 +218,29 @@ def plot(results: dict[str, dict], path: str | os.PathLike) -> None:
     for row, result in zip(panels, results.values(), strict=True):
         _plot_one(result, row)
     figure.savefig(path, dpi=150)
+
+
+def plot_bubbles(results: dict[str, dict], path: str | os.PathLike) -> None:
+    """Draw accuracy against bytes, of activations, or on CUDA the measured peak; an area by trained parameters.
+
+    Args:
+        results (dict[str, dict]): Content of ``compare.json``.
+        path (str | os.PathLike): The picture to write.
+    """
+    panels, costs, metrics = {}, {}, {}
+    for result in results.values():
+        arms, title = result['arms'], result['config']
+        needed = {arm: row['cost']['activation_bytes'] for arm, row in arms.items()}
+        costs[title] = f'activations of the backbone, batch {result["batch"]}, MiB'
+        peaks = {arm: [run.get('peak_bytes') for run in row['runs'].values()] for arm, row in arms.items()}
+        if all(all(found) for found in peaks.values()):
+            needed = {arm: statistics.median(found) for arm, found in peaks.items()}
+            costs[title] = 'peak of memory in training, MiB'
+        panels[title] = [
+            Bubble(needed[arm] / 2**20, row['mean'], row['cost']['params'], arm) for arm, row in arms.items()
+        ]
+        metrics[title] = result['metric']
+    draw_bubbles(panels, path, costs, metrics)
 
 
 def _plot_one(result: dict, panels: Iterable[Any]) -> None:
