@@ -295,6 +295,8 @@ class FusedWeight(WeightSource):
     def mix_positions(self, x: Tensor, matrices: list[Tensor], bias: Tensor | None) -> Tensor:
         """What a 1x1 convolution with the weight of :meth:`forward` gives, without making that weight.
 
+        It is done in the precision of the matrices, as the synthesis is.
+
         Args:
             x (Tensor): ``(N, in, *spatial)``.
             matrices (list[Tensor]): What :meth:`select` gives.
@@ -303,7 +305,7 @@ class FusedWeight(WeightSource):
         Returns:
             Tensor: ``(N, out, *spatial)``.
         """
-        rows = x.flatten(2).transpose(1, 2).flatten(0, 1)  # (positions, in)
+        rows = x.flatten(2).transpose(1, 2).flatten(0, 1).to(matrices[0].dtype)  # (positions, in)
         inner, total = self.dim == 1, bias
         if bias is not None and not inner:
             total = bias.view(self.groups, 1, -1)
@@ -317,7 +319,7 @@ class FusedWeight(WeightSource):
                 units, factor = self._grouped(F.linear(seen, matrix)), factor.transpose(1, 2)
                 total = torch.bmm(units, factor) if total is None else torch.baddbmm(total, units, factor)
         rows = total if inner else total.transpose(0, 1).flatten(1)
-        return rows.unflatten(0, (len(x), -1)).transpose(1, 2).unflatten(2, x.shape[2:])
+        return rows.to(x.dtype).unflatten(0, (len(x), -1)).transpose(1, 2).unflatten(2, x.shape[2:])
 
     def _grouped(self, rows: Tensor) -> Tensor:
         """``(positions, groups * k)`` as ``(groups, positions, k)``."""

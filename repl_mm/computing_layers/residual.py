@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import LARGE, ComputingLayer, recomputed
+from .base import LARGE, ComputingLayer, no_autocast, recomputed
 from .merged import MergedResidual, plain_conv
 
 
@@ -43,7 +43,8 @@ class ResidualComputingLayer(ComputingLayer):
         for i, (name, (weight, bias), settings) in enumerate(zip(self.names, weights, self.settings, strict=True)):
             x = self.activation(x) if i else x
             if name in apart:
-                x = self.repl[name].source.mix_positions(x, weight, bias)
+                with no_autocast():
+                    x = self.repl[name].source.mix_positions(x, weight, bias)
             else:
                 x = F.conv2d(x, weight, bias, **settings)
         return x
