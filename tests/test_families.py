@@ -148,13 +148,13 @@ def test_network(name, case):
     trained = {key for key, p in before.named_parameters() if p.requires_grad and not key.startswith(replaced)}
     assert {key for key, p in after.named_parameters() if p.requires_grad and key not in own} == trained
 
-    # synthesized once or at every forward
+    # synthesized once or at every forward; there, few positions are multiplied in another order
     after.eval()
     with torch.no_grad():
         unfolded = flat(after(images()))
         fold(after)
         for one, other in zip(flat(after(images())), unfolded, strict=True):
-            torch.testing.assert_close(one, other)
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 class Through(nn.Module):
