@@ -1,6 +1,7 @@
 """Inference of arms, measured in one process: what the rows hold, and the command."""
 
 import json
+import sys
 from pathlib import Path
 
 import benchmark
@@ -70,9 +71,32 @@ def test_the_command(tmp_path, capfd):
         (['--batch', '0'], '--batch and --rounds: must be at least 1'),
         (['--plot', 'a.png'], '--plot and --accuracy belong together'),
         (['--backends', 'tensorrt'], "invalid choice: 'tensorrt'"),
+        (['--plot', 'a.foo', '--accuracy', '1', '2', '3'], "--plot 'a.foo': expected a file name that ends with .png"),
     ],
 )
 def test_wrong_words(words, wanted, capsys):
     with pytest.raises(SystemExit):
         benchmark.parse_args(['config.py', *words])
     assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('config', 'words', 'wanted'),
+    [
+        (
+            'classification/resnet32_repl_cifar10.py',
+            ['--device', 'bogus'],
+            '--device bogus: expected cpu, or an accel',
+        ),
+        ('classification/resnet32_repl_cifar10.py', ['--backends', 'torch', 'onnx'], "pip install 'repl_mm.export.'"),
+        ('language/gpt2-t_repl_wikitext2.py', [], 'a LanguageModel has no network that is known here'),
+    ],
+)
+def test_what_cannot_be_measured_ends_in_one_line_before_anything_is(config, words, wanted, monkeypatch):
+    pytest.importorskip('transformers' if 'gpt2' in config else 'mmengine')
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    monkeypatch.setattr('repl_mm.deployment.benchmark.interleaved', None)
+    words = ['--shape', '32', '32', '--arms', 'e2e', *(words or ['--backends', 'torch'])]
+    with pytest.raises(SystemExit, match=wanted) as stopped:
+        benchmark.main([str(ROOT / 'configs' / config), *words])
+    assert '\n' not in stopped.value.code

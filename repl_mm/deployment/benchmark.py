@@ -20,13 +20,17 @@ from ..surgery import repl_backbones
 from .network import Network, find_network
 from .quantization import quantize
 from .serving import open_file
-from .writing import export
+from .writing import ExportError, check_packages, export
 
 BACKENDS = ('torch', 'compile', 'onnx', 'onnx-int8')
 
 
 def build_network(arm: Arm, cfg: Config) -> Network:
-    """The network of an arm's whole model, merged, in eval mode; weights as they are initialized at random."""
+    """The network of an arm's whole model, merged, in eval mode; weights as they are initialized at random.
+
+    Raises:
+        ExportError: The model is of a kind that has none.
+    """
     model_config = arm_config(arm, cfg).model
     model_config.pop('init_cfg', None)
     plain = with_backbones(model_config, without_weights)
@@ -34,7 +38,10 @@ def build_network(arm: Arm, cfg: Config) -> Network:
     if any(not backbone.repl.merged for _, backbone in repl_backbones(model)):
         merge(model)
     model.eval()
-    return find_network(model).eval()
+    try:
+        return find_network(model).eval()
+    except TypeError as error:
+        raise ExportError(str(error)) from None
 
 
 def engine(network: Network, backend: str, images: Tensor, folder: Path) -> Callable[[], object]:
@@ -87,8 +94,10 @@ def benchmark(
         there.
 
     Raises:
-        ExportError: A network cannot be exported.
+        ExportError: A network cannot be exported, or a package for that is missing.
     """
+    if any(backend.startswith('onnx') for backend in backends):
+        check_packages()
     results = []
     for backend in backends:
         for batch in batches:

@@ -15,7 +15,7 @@ from ..merging import example_images, merge
 from ..subclass import Specialized, specialize
 from ..surgery import repl_backbones
 from .end_to_end import DETECTIONS, find_end_to_end, onnx_translations
-from .network import FEATURES, Network, describe, find_network
+from .network import FEATURES, Network, describe, find_network, preprocessing
 from .serving import FORMAT, KEY, SUFFIXES, open_file, rest_file
 
 TOLERANCE = 1e-4  # of the largest output
@@ -34,25 +34,6 @@ class _AnyBatch(Specialized):
 
 class ExportError(RuntimeError):
     """A network that cannot be exported; no file was written."""
-
-
-def preprocessing(model: nn.Module) -> dict:
-    """What happens to a picture, BGR, before the network sees it.
-
-    Returns:
-        dict: ``mean`` and ``std`` by channel in the order of the network's input, ``bgr_to_rgb`` (whether channels are
-        swapped before), ``pad_size_divisor``.
-    """
-    pre = getattr(model, 'data_preprocessor', None)
-    numbers = {name: getattr(pre, name, None) for name in ('mean', 'std')}
-    # mmdet's, mmseg's and mmpretrain's names of it; our own takes RGB
-    names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
-    swap = next((getattr(pre, name) for name in names if hasattr(pre, name)), pre is not None)
-    return dict(
-        {name: None if value is None else value.flatten().tolist() for name, value in numbers.items()},
-        bgr_to_rgb=bool(swap),
-        pad_size_divisor=int(getattr(pre, 'pad_size_divisor', 1) or 1),
-    )
 
 
 @torch.no_grad()
@@ -99,6 +80,8 @@ def export(
         raise ExportError(f"'{out}': expected a file name that ends with {' or '.join(SUFFIXES)}")
     model = revert_sync_batchnorm(model.module if isinstance(model, BaseTTAModel) else model)
     model.eval()
+    if out.suffix == '.onnx':
+        check_packages()
     if any(not backbone.repl.merged for _, backbone in repl_backbones(model)):
         merge(model)
     try:
@@ -143,6 +126,20 @@ def export(
     return record
 
 
+def check_packages() -> None:
+    """Check that what ONNX files are written and run with is installed.
+
+    Raises:
+        ExportError: It is not.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"{error}: pip install 'repl_mm[export]'") from None
+
+
 def _refuse_foreign_operators(network: Network) -> None:
     """Refuse operators of mmcv's extension in what is exported: neither ONNX nor torch.export knows them."""
     parts = [network.model.backbone, getattr(network.model, 'neck', None)]
@@ -163,12 +160,6 @@ def _dynamic_shapes(network: Network, dynamic: bool) -> tuple[dict]:
 
 
 def _write_onnx(network: Network, images: Tensor, part: Path, record: dict, dynamic: bool) -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(f"{error}: pip install 'repl_mm[export]'") from None
     try:
         program = torch.onnx.export(
             network,
