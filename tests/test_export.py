@@ -1,5 +1,6 @@
 """Networks off the training machine: files that give what the model gave, through the config's own test loop."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -279,6 +280,9 @@ def test_files_that_are_none_or_of_another_model_are_refused(tmp_path):
         serve(detector(), open_file(tmp_path / 'net.onnx'))
     with pytest.raises(DataError, match='exported with --end2end: its predictions are final'):
         serve(segmentor(), open_file(tmp_path / 'final.onnx'))
+    other = segmentor(data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64), **dict(PRE, mean=[0, 0, 0])))
+    with pytest.raises(DataError, match=r'takes images of mean=\[123.0.*, the config.s data_preprocessor has \[0, 0'):
+        serve(other, open_file(tmp_path / 'net.onnx'))
     export(two_stage(), tmp_path / 'two.onnx', (64, 64))
     rest_file(tmp_path / 'two.onnx').unlink()
     with pytest.raises(DataError, match='the weights of the heads.*two.onnx.heads.pth., are missing'):
@@ -375,6 +379,14 @@ def test_suppressions_that_onnx_does_not_have_are_refused():
 # ---- the commands -------------------------------------------------------------------------------------------------
 
 
+def load_test_py():
+    """Imports tools/test.py; Python has a package of this name."""
+    spec = importlib.util.spec_from_file_location('tools_test', ROOT / 'tools' / 'test.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run(tool, *args, cwd):
     env = dict(os.environ, PYTHONPATH=str(ROOT))
     return subprocess.run(
@@ -453,6 +465,36 @@ def test_the_commands_test_a_file_like_a_checkpoint(files, shape, kind, figure, 
     first, second, difference, low, high = values
     assert first > 0 and first == pytest.approx(second, abs=1e-3)
     assert (difference, low, high) == pytest.approx((0, 0, 0), abs=1e-3)
+
+
+@pytest.mark.parametrize('second', ['none.onnx', 'none.pth'])
+def test_both_files_are_looked_at_before_one_is_tested(second, tmp_path, monkeypatch):
+    module = load_test_py()
+    monkeypatch.setattr(module, 'test', None)
+    (tmp_path / 'net.pth').touch()
+    cfg = Config.fromfile(ROOT / 'configs' / 'classification' / 'resnet32_repl_cifar10.py')
+    with pytest.raises(DataError, match=f"'{second}'.* (no such file|not found)"):
+        module.compare(cfg, str(tmp_path / 'net.pth'), second)
+
+
+@pytest.mark.slow
+def test_a_merged_segmentor_is_what_init_model_loads(tmp_path):
+    from mmseg.apis import init_model
+
+    cfg, checkpoint = segmentation_files(tmp_path)
+    cfg.dump(tmp_path / 'cfg.py')
+    done = run('merge.py', 'cfg.py', checkpoint, 'merged.pth', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model, images = (
+        init_model(str(tmp_path / 'merged.py'), str(tmp_path / 'merged.pth'), 'cpu'),
+        torch.randn(1, 3, 64, 64),
+    )
+    assert model.backbone.repl.merged
+    before = config.build(cfg.model, 'mmseg')
+    before.load_state_dict(torch.load(checkpoint)['state_dict'])
+    with torch.no_grad():
+        wanted, found = (net.eval().encode_decode(images, [dict(img_shape=(64, 64))]) for net in (before, model))
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.slow

@@ -82,6 +82,28 @@ def test_the_command_calibrates_on_a_set_without_pictures(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'net.onnx', 'net.pth']
 
 
+@pytest.mark.slow
+def test_a_quantization_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
+    module, words = load_export(), ['--shape', '32', '32', '--int8', '--images', str(tmp_path / 'data')]
+    small.write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
+    torch.save(dict(state_dict=config.build(CIFAR.model, 'repl_mm').state_dict()), tmp_path / 'net.pth')
+    for name in ('net.onnx', 'net.float.onnx'):
+        (tmp_path / name).write_text(name)
+
+    def fails(path, out, batches):
+        assert open_file(path).record['kind'] == 'classifier'
+        raise ExportError('no')
+
+    monkeypatch.setattr(module, 'quantize', fails)
+    arguments = [CIFAR.filename, str(tmp_path / 'net.pth'), str(tmp_path / 'net.onnx'), *words]
+    with pytest.raises(SystemExit, match='no$'):
+        module.main(arguments)
+    with pytest.raises(SystemExit, match='--int8: the config has no test_dataloader, whose pipeline'):
+        module.main([*arguments, '--cfg-options', 'test_dataloader=None'])
+    assert all((tmp_path / name).read_text() == name for name in ('net.onnx', 'net.float.onnx'))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'net.float.onnx', 'net.onnx', 'net.pth']
+
+
 @pytest.mark.parametrize('pictures', [2, 0])
 def test_pictures_go_through_the_test_pipeline_of_a_classifier(pictures, tmp_path, capsys):
     """Pictures without labels, in the order of their names; a broken one is named."""
