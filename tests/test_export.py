@@ -324,18 +324,24 @@ def run_alone(path, images):
     )
 
 
+YOLOX = dict(type='YOLOXHead', num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1, strides=(8, 16, 32))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('head', [None, FCOS], ids=['anchors', 'points with centerness'])
+@pytest.mark.parametrize('head', [None, FCOS, YOLOX], ids=['anchors', 'points with centerness', 'YOLOX'])
 def test_a_detector_end_to_end_finds_what_the_model_finds(head, tmp_path):
     model = detector(head)
-    model.test_cfg.update(nms_pre=50, max_per_img=20, score_thr=0.05, min_bbox_size=0)
+    model.test_cfg.update(nms_pre=50, max_per_img=20, score_thr=0.3 if head is YOLOX else 0.05, min_bbox_size=0)
+    model.test_cfg.nms.iou_threshold = 0.2
     export(model, tmp_path / 'net.onnx', (96, 96), dynamic=True, end2end=True)
     for shape in ((96, 96), (64, 160)):
         images = torch.randn(1, 3, *shape)
         with torch.no_grad():
             (wanted,) = predict(model, images)
         found = run_alone(tmp_path / 'net.onnx', images)
-        assert len(wanted) == 20 and (np.diff(found['scores']) <= 0).all()
+        # YOLOX has no limit: some of 189 or 210 points are not sure, or suppressed
+        assert 100 < len(wanted) < 180 if head is YOLOX else len(wanted) == 20
+        assert (np.diff(found['scores']) <= 0).all()
         check_alike(torch.from_numpy(np.column_stack([found['boxes'], found['scores'], found['labels']])), wanted)
 
 

@@ -268,9 +268,9 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operations(function, *args):
+def operations(function, *args, **kwargs):
     with torch.no_grad(), Operations() as found:
-        function(*args)
+        function(*args, **kwargs)
     return found.counts
 
 
@@ -293,22 +293,20 @@ MERGED_OPERATIONS = {
     'mixer': (small.VIT, dict(operator='mixer'), LINEAR | dict(addmm=3, mm=1, mean=1, add=2)),
     'tokens, patch': (small.VIT, dict(mode='patch'), dict(addcmul=1)),
     'tokens, linear': (small.VIT, dict(mode='linear'), dict(addmm=1)),
+    'tokens with a map': (small.TRANSFORMERS['mit'], {}, dict(convolution=1, **LINEAR)),
+    'csp': (small.YOLOX, {}, dict(convolution=3, sigmoid=2, mul=2, add=1)),
 }
 
 
 @pytest.mark.parametrize('case', MERGED_OPERATIONS)
 def test_a_merged_layer_runs_the_operations_of_its_modules_and_no_other(case):
     stock, replace, wanted = MERGED_OPERATIONS[case]
-    backbone = merge(small.build(stock, type=f'RepL{stock["type"]}', replace=replace))
+    backbone = small.build(stock, type=f'RepL{stock["type"]}', replace=replace)
     backbone.eval()
-    layer = next(layer for _, layer in computing_layers(backbone))
-    x = torch.randn(2, 16, 16) if stock is small.VIT else torch.randn(2, layer_width(layer), 8, 8)
-    assert operations(layer, x) == wanted
-
-
-def layer_width(layer):
-    block = layer.between[0]
-    return getattr(block, 'conv3', block.conv2).out_channels
+    calls, _ = calls_of_layers(backbone, images())
+    name, layer = next(computing_layers(merge(backbone)))
+    args, kwargs, _ = calls[name]
+    assert operations(layer, *args, **kwargs) == wanted
 
 
 # ---- tools: the merged network beside the stock one -----------------------------------------------------------------
