@@ -65,13 +65,23 @@ def image_shape(cfg, given):
         stop(f'--shape: the test data is not there to look at ({type(error).__name__}); give height and width')
 
 
-def picture_scale(cfg):
-    """The size into which the test pipeline fits pictures, if it keeps their ratio; else None."""
-    if not cfg.get('test_dataloader'):
-        return None
-    pipeline = next(inner_datasets(cfg.test_dataloader.dataset)).get('pipeline') or ()
-    step = next((step for step in pipeline if str(step['type']).endswith('Resize')), {})
-    return list(step['scale']) if step.get('keep_ratio') and isinstance(step.get('scale'), (tuple, list)) else None
+def picture_steps(cfg):
+    """What the test pipeline does to pictures.
+
+    Returns:
+        dict: ``scale``: the size into which it fits them, None if it does not keep their ratio; ``pad_pixel``: the
+        pixel that it pads with, None if it does not.
+    """
+    node = next(inner_datasets(cfg.test_dataloader.dataset)) if cfg.get('test_dataloader') else {}
+    pipeline = node.get('pipeline') or ()
+    resize, pad = (next((s for s in pipeline if str(s['type']).endswith(kind)), {}) for kind in ('Resize', 'Pad'))
+    scale = resize.get('scale') if resize.get('keep_ratio') else None
+    pixel = pad.get('pad_val', 0)
+    pixel = pixel.get('img', 0) if isinstance(pixel, dict) else pixel
+    return dict(
+        scale=list(scale) if isinstance(scale, (tuple, list)) else None,
+        pad_pixel=(list(pixel) if isinstance(pixel, (tuple, list)) else [pixel] * 3) if pad else None,
+    )
 
 
 def class_names(checkpoint, cfg):
@@ -140,7 +150,7 @@ def main(argv=None):
         checkpoint = load_trained(model, args.checkpoint)
         names = class_names(checkpoint, cfg)
         batches = calibration_images(cfg, model, args.images, args.num) if args.int8 else None
-        words = dict(classes=names, config=cfg.pretty_text, end2end=args.end2end, scale=picture_scale(cfg))
+        words = dict(classes=names, config=cfg.pretty_text, end2end=args.end2end, **picture_steps(cfg))
         if args.int8:  # what stands there stays until all is done
             args.out.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix='.export-', dir=args.out.parent) as folder:

@@ -46,6 +46,7 @@ def export(
     config: str = '',
     end2end: bool = False,
     scale: tuple[int, int] | None = None,
+    pad_pixel: list[float] | None = None,
 ) -> dict:
     """Write the network of a model into a file that says what it is, and check the file against the model.
 
@@ -62,6 +63,8 @@ def export(
         classes (list[str] | None): Names of the classes, for the record. Defaults to None.
         config (str): Text of the config, for the record. Defaults to ''.
         scale (tuple[int] | None): The config's pipeline resizes pictures to fit into it, for the record. Defaults to
+            None.
+        pad_pixel (list[float] | None): The pixel that the config's pipeline pads with, for the record. Defaults to
             None.
         end2end (bool): Final predictions in place of raw outputs (see :class:`EndToEnd`); ``.onnx`` only. Defaults to
             False.
@@ -104,7 +107,7 @@ def export(
         shape=None if dynamic else list(shape),
         plans={name: backbone.repl.to_dict() for name, backbone in repl_backbones(model)},
         classes=classes,
-        preprocessing=dict(preprocessing(model), scale=scale),
+        preprocessing=dict(preprocessing(model), scale=scale, pad_pixel=pad_pixel),
         config=config,
         version=__version__,
     )
