@@ -1,5 +1,6 @@
 """Inference of arms, measured in one process: what the rows hold, and the command."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,13 @@ from pathlib import Path
 import benchmark
 import cv2
 import pytest
+import torch
+from mmengine.config import Config
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
+from repl_mm.arms import read_arm
+from repl_mm.cost import ImageInput
+from repl_mm.deployment.benchmark import benchmark as measure
 from repl_mm.deployment.benchmark import interleaved, summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +36,22 @@ def test_calls_are_interleaved_in_another_order_every_round(capfd):
     rounds = [order[i : i + 3] for i in range(0, 21, 3)]
     assert all(sorted(turn) == ['a', 'b', 'c'] for turn in rounds) and len({*map(tuple, rounds)}) > 1
     assert {name: len(own) for name, own in seconds.items()} == dict(a=5, b=5, c=5)
+
+
+def test_every_arm_is_compiled_for_its_own_sizes_and_whole(monkeypatch):
+    """dynamo makes variables of sizes that differ between networks, and gives up at the eighth network."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append([value for value in inputs if not isinstance(value, torch.Tensor) or free_symbols(value)])
+        return graph.forward
+
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=keep))
+    cfg = Config.fromfile(ROOT / 'configs' / 'classification' / 'resnet20_repl_cifar10_16px.py')
+    names = ('e2e', 'fuse', 'remove', 'patch', 'operator=half')
+    arms = [read_arm(name, ImageInput((16, 16), 1)) for name in names]
+    rows = measure(arms, cfg, ['compile'], [1, 2], 1, torch.device('cpu'))
+    assert len(rows) == 10 and graphs == [[]] * 10
 
 
 @pytest.mark.slow

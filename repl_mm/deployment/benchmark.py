@@ -58,7 +58,8 @@ def engine(network: Network, backend: str, images: Tensor, folder: Path) -> Call
     """
     if backend in ('torch', 'compile'):
         network = network.to(images.device)
-        run = torch.compile(network) if backend == 'compile' else network
+        # not dynamic: from the second arm on its weights' sizes would be variables of far slower code
+        run = torch.compile(network, dynamic=False) if backend == 'compile' else network
         return lambda: run(images)
     path = folder / f'{backend}-{id(network)}.onnx'
     export(network.model.cpu(), path, tuple(images.shape[-2:]))
@@ -101,6 +102,7 @@ def benchmark(
     results = []
     for backend in backends:
         for batch in batches:
+            torch.compiler.reset()  # which gives up, in silence, at the eighth network of a process
             images = arms[0].inputs.make(device)[:1].expand(batch, -1, -1, -1).contiguous()
             with tempfile.TemporaryDirectory() as folder:
                 networks = {arm.name: build_network(arm, cfg) for arm in arms}
