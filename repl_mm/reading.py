@@ -73,7 +73,9 @@ def read_checkpoint(file: str | os.PathLike, map_location: Any = None) -> Any:
     allow_mmengine_checkpoints()  # again: OneDL's loader takes names away when it is done
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:  # RuntimeError: a zip file that was cut off
+    except OSError:
+        raise
+    except Exception as error:  # unpickling what is no pickle ends in errors of every kind
         raise UnpicklingError(
             f"checkpoint '{file}' was not loaded: it is damaged or holds more than weights{_unsafe(file, error)}, "
             "which could run anything; expected what torch.save(model.state_dict(), file) or mmengine's runner writes"

@@ -261,12 +261,12 @@ def test_no_tool_runs_what_a_file_holds(runs, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize('content', ['hostile', 'cut off', 'text'])
+@pytest.mark.parametrize('content', ['hostile', 'cut off', 'no weights at all', 'a = dict()'])
 def test_a_refused_file_is_named_in_one_line(content, tmp_path):
     file = tmp_path / 'net.pth'
     torch.save(Hostile(os.system, 'true') if content == 'hostile' else dict(a=torch.ones(9)), file)
     if content != 'hostile':
-        file.write_bytes(file.read_bytes()[:200] if content == 'cut off' else b'no weights at all')
+        file.write_bytes(file.read_bytes()[:200] if content == 'cut off' else content.encode())
     with pytest.raises(pickle.UnpicklingError, match=rf"checkpoint '{file}' was not loaded: it is damaged or holds"):
         read_checkpoint(str(file))
     with pytest.raises(FileNotFoundError, match="checkpoint '/no/where' not found"):

@@ -100,10 +100,11 @@ def tool(folder, text):
     return folder / 'logs' / 'tool.log', folder, 'out*', 'tool.py'
 
 
-def test_a_step_is_quiet_and_is_skipped_until_its_checkpoint_is_newer(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('name', ['a.pth', 'a.onnx'])
+def test_a_step_is_quiet_and_is_skipped_until_its_network_is_newer(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(steps, 'TOOLS', tmp_path)
     monkeypatch.setattr(steps, 'EVERY', 0)
-    run, checkpoint = steps.Steps(2), tmp_path / 'a.pth'
+    run, checkpoint = steps.Steps(2), tmp_path / name
     checkpoint.touch()
     text = f'import sys\nprint("{LOG}Iter(train) [1/2]")\nprint("noise", *sys.argv[1:])\nopen("out", "w")'
     arguments = tool(tmp_path, text)

@@ -70,15 +70,37 @@ def close(outputs, wanted):
         assert (output - other).abs().max() <= 1e-5 * other.abs().max()
 
 
+def calls_of_layers(backbone, x):
+    """What every computing layer gets, and a copy of what it gives, by name; and what the backbone gives."""
+    calls = {}
+
+    def record(name):
+        def hook(layer, args, kwargs, out):
+            calls[name] = args, kwargs, out.clone()
+
+        return hook
+
+    handles = [layer.register_forward_hook(record(n), with_kwargs=True) for n, layer in computing_layers(backbone)]
+    with torch.no_grad():
+        outputs = backbone(x)
+    for handle in handles:
+        handle.remove()
+    return calls, outputs
+
+
 @pytest.mark.parametrize(('name', 'case'), MERGED, ids=map(' / '.join, MERGED))
 def test_a_merged_backbone_gives_the_same_and_is_built_by_one_word(name, case):
+    """Every layer to 1e-5 of what its branch adds, however little that is."""
     replace = test_families.REPLACE[case]
     backbone = stir(test_families.build_repl(name, replace))
     x = images()
+    calls, before = calls_of_layers(backbone, x)
     with torch.no_grad():
-        before = backbone(x)
         assert merge(backbone) is backbone
         close(backbone(x), before)
+        for key, layer in computing_layers(backbone):
+            args, kwargs, out = calls[key]
+            assert (layer(*args, **kwargs) - out).norm() <= 1e-5 * (out - args[0]).norm()
     layers = [layer for _, layer in computing_layers(backbone)]
     assert len(layers) == len(plan_of(backbone).slots) and all(layer.merged for layer in layers)
     assert not any(layer.neighbours or layer.names for layer in layers)
@@ -246,9 +268,9 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operations(function, *args):
+def operations(function, *args, **kwargs):
     with torch.no_grad(), Operations() as found:
-        function(*args)
+        function(*args, **kwargs)
     return found.counts
 
 
@@ -271,22 +293,20 @@ MERGED_OPERATIONS = {
     'mixer': (small.VIT, dict(operator='mixer'), LINEAR | dict(addmm=3, mm=1, mean=1, add=2)),
     'tokens, patch': (small.VIT, dict(mode='patch'), dict(addcmul=1)),
     'tokens, linear': (small.VIT, dict(mode='linear'), dict(addmm=1)),
+    'tokens with a map': (small.TRANSFORMERS['mit'], {}, dict(convolution=1, **LINEAR)),
+    'csp': (small.YOLOX, {}, dict(convolution=3, sigmoid=2, mul=2, add=1)),
 }
 
 
 @pytest.mark.parametrize('case', MERGED_OPERATIONS)
 def test_a_merged_layer_runs_the_operations_of_its_modules_and_no_other(case):
     stock, replace, wanted = MERGED_OPERATIONS[case]
-    backbone = merge(small.build(stock, type=f'RepL{stock["type"]}', replace=replace))
+    backbone = small.build(stock, type=f'RepL{stock["type"]}', replace=replace)
     backbone.eval()
-    layer = next(layer for _, layer in computing_layers(backbone))
-    x = torch.randn(2, 16, 16) if stock is small.VIT else torch.randn(2, layer_width(layer), 8, 8)
-    assert operations(layer, x) == wanted
-
-
-def layer_width(layer):
-    block = layer.between[0]
-    return getattr(block, 'conv3', block.conv2).out_channels
+    calls, _ = calls_of_layers(backbone, images())
+    name, layer = next(computing_layers(merge(backbone)))
+    args, kwargs, _ = calls[name]
+    assert operations(layer, *args, **kwargs) == wanted
 
 
 # ---- tools: the merged network beside the stock one -----------------------------------------------------------------

@@ -1,7 +1,6 @@
 """INT8: nothing of a computing layer stays floating, and what comes out stays near."""
 
 import collections
-import importlib.util
 
 import cv2
 import numpy as np
@@ -19,14 +18,6 @@ onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 CIFAR = Config.fromfile(small.REPO / 'configs' / 'classification' / 'resnet32_repl_cifar10.py')
 FLOATING = {'Conv', 'FusedConv', 'MatMul', 'Gemm', 'FusedMatMul', 'FusedGemm'}
-
-
-def load_export():
-    """Imports tools/export.py."""
-    spec = importlib.util.spec_from_file_location('tools_export', small.REPO / 'tools' / 'export.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def optimized(path, folder):
@@ -77,9 +68,36 @@ def test_the_command_calibrates_on_a_set_without_pictures(tmp_path):
     small.write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
     torch.save(dict(state_dict=config.build(CIFAR.model, 'repl_mm').state_dict()), tmp_path / 'net.pth')
     words = ['--shape', '32', '32', '--int8', '--images', str(tmp_path / 'data'), '--num', '4']
-    load_export().main([CIFAR.filename, str(tmp_path / 'net.pth'), str(tmp_path / 'net.onnx'), *words])
+    test_export.load_tool('export').main(
+        [CIFAR.filename, str(tmp_path / 'net.pth'), str(tmp_path / 'net.onnx'), *words]
+    )
     assert open_file(tmp_path / 'net.onnx').record['int8']
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'net.onnx', 'net.pth']
+
+
+@pytest.mark.slow
+def test_a_quantization_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
+    module, words = (
+        test_export.load_tool('export'),
+        ['--shape', '32', '32', '--int8', '--images', str(tmp_path / 'data')],
+    )
+    small.write_cifar(tmp_path / 'data' / 'cifar-10-batches-py')
+    torch.save(dict(state_dict=config.build(CIFAR.model, 'repl_mm').state_dict()), tmp_path / 'net.pth')
+    for name in ('net.onnx', 'net.float.onnx'):
+        (tmp_path / name).write_text(name)
+
+    def fails(path, out, batches):
+        assert open_file(path).record['kind'] == 'classifier'
+        raise ExportError('no')
+
+    monkeypatch.setattr(module, 'quantize', fails)
+    arguments = [CIFAR.filename, str(tmp_path / 'net.pth'), str(tmp_path / 'net.onnx'), *words]
+    with pytest.raises(SystemExit, match='no$'):
+        module.main(arguments)
+    with pytest.raises(SystemExit, match='--int8: the config has no test_dataloader, whose pipeline'):
+        module.main([*arguments, '--cfg-options', 'test_dataloader=None'])
+    assert all((tmp_path / name).read_text() == name for name in ('net.onnx', 'net.float.onnx'))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'net.float.onnx', 'net.onnx', 'net.pth']
 
 
 @pytest.mark.parametrize('pictures', [2, 0])
@@ -92,8 +110,8 @@ def test_pictures_go_through_the_test_pipeline_of_a_classifier(pictures, tmp_pat
     if not pictures:
         (tmp_path / '0.png').write_text('text')
         with pytest.raises(SystemExit, match="--images: '.*0.png' is no picture that the config's"):
-            load_export().calibration_images(cfg, model, tmp_path, 3)
+            test_export.load_tool('export').calibration_images(cfg, model, tmp_path, 3)
         return
-    batches = list(load_export().calibration_images(cfg, model, tmp_path, pictures))
+    batches = list(test_export.load_tool('export').calibration_images(cfg, model, tmp_path, pictures))
     assert [tuple(batch.shape) for batch in batches] == [(1, 3, 64, 64)] * pictures
     assert batches[0].mean() < batches[1].mean()

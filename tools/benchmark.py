@@ -24,6 +24,8 @@ from repl_mm.deployment.benchmark import BACKENDS, benchmark
 from repl_mm.tables import amount, markdown
 from repl_mm.visualization import Bubble, draw_bubbles
 
+PICTURES = ('png', 'jpg', 'svg', 'pdf')
+
 
 def parse_args(args=None):
     parser = argparse.ArgumentParser(
@@ -47,6 +49,8 @@ def parse_args(args=None):
         parser.error('--batch and --rounds: must be at least 1')
     if bool(args.plot) != bool(args.accuracy) or (args.accuracy and len(args.accuracy) != len(args.arms)):
         parser.error(f'--plot and --accuracy belong together, with one figure for each of the {len(args.arms)} arms')
+    if args.plot and args.plot.rpartition('.')[2] not in PICTURES:
+        parser.error(f"--plot '{args.plot}': expected a file name that ends with .{', .'.join(PICTURES)}")
     return args
 
 
@@ -71,6 +75,16 @@ def table(rows):
     return markdown(header, cells, left=3)
 
 
+def read_device(name):
+    """The device of this name; None: cuda if there is one, else cpu."""
+    try:
+        device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f'--device {name}: expected cpu, or an accelerator that is there ({error})') from None
+    return device
+
+
 def plot(rows, accuracy, path):
     """Draw accuracy against throughput, an area by parameters for every arm, a colour for every engine and batch."""
     bubbles = [
@@ -90,12 +104,12 @@ def main(args=None):
     args = parse_args(args)
     warnings.filterwarnings('ignore')
     MMLogger.get_current_instance().setLevel('ERROR')
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     for path in filter(None, (args.json, args.plot)):
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with one_line_errors(ExportError, MergeError, ValueError):
         cfg = config.read_config(args.config)
         cfg.merge_from_dict(args.cfg_options or {})
+        device = read_device(args.device)
         arms = [language.read_arm(text, ImageInput(args.shape, 1)) for text in args.arms]
         if len({arm.name for arm in arms}) < len(arms):
             raise PlanError(f'--arms {" ".join(args.arms)}: an arm is named twice')

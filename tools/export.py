@@ -8,6 +8,7 @@ evaluators' own numbers. It is checked against the model before it takes its pla
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from _common import one_line_errors, read_quietly, set_data_root, stop
@@ -64,13 +65,23 @@ def image_shape(cfg, given):
         stop(f'--shape: the test data is not there to look at ({type(error).__name__}); give height and width')
 
 
-def picture_scale(cfg):
-    """The size into which the test pipeline fits pictures, if it keeps their ratio; else None."""
-    if not cfg.get('test_dataloader'):
-        return None
-    pipeline = next(inner_datasets(cfg.test_dataloader.dataset)).get('pipeline') or ()
-    step = next((step for step in pipeline if str(step['type']).endswith('Resize')), {})
-    return list(step['scale']) if step.get('keep_ratio') and isinstance(step.get('scale'), (tuple, list)) else None
+def picture_steps(cfg):
+    """What the test pipeline does to pictures.
+
+    Returns:
+        dict: ``scale``: the size into which it fits them, None if it does not keep their ratio; ``pad_pixel``: the
+        pixel that it pads with, None if it does not.
+    """
+    node = next(inner_datasets(cfg.test_dataloader.dataset)) if cfg.get('test_dataloader') else {}
+    pipeline = node.get('pipeline') or ()
+    resize, pad = (next((s for s in pipeline if str(s['type']).endswith(kind)), {}) for kind in ('Resize', 'Pad'))
+    scale = resize.get('scale') if resize.get('keep_ratio') else None
+    pixel = pad.get('pad_val', 0)
+    pixel = pixel.get('img', 0) if isinstance(pixel, dict) else pixel
+    return dict(
+        scale=list(scale) if isinstance(scale, (tuple, list)) else None,
+        pad_pixel=(list(pixel) if isinstance(pixel, (tuple, list)) else [pixel] * 3) if pad else None,
+    )
 
 
 def class_names(checkpoint, cfg):
@@ -96,6 +107,8 @@ def calibration_images(cfg, model, folder, num):
     """
     if not folder.is_dir():
         stop(f"--images '{folder}': no such folder")
+    if not cfg.get('test_dataloader'):
+        stop('--int8: the config has no test_dataloader, whose pipeline prepares pictures')
     files = pictures_in(folder)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         if files:
@@ -110,7 +123,7 @@ def calibration_images(cfg, model, folder, num):
             set_data_root(cfg, str(folder))
             dataset = DATASETS.build(cfg.train_dataloader.dataset)
             items = [dataset[i] for i in range(0, len(dataset), max(1, len(dataset) // num))][:num]
-    kind = (cfg.get('test_dataloader') or {}).get('collate_fn', dict(type='pseudo_collate'))['type']
+    kind = cfg.test_dataloader.get('collate_fn', dict(type='pseudo_collate'))['type']
     collate = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
     return (model.data_preprocessor(collate([item]), False)['inputs'] for item in items)
 
@@ -137,16 +150,15 @@ def main(argv=None):
         checkpoint = load_trained(model, args.checkpoint)
         names = class_names(checkpoint, cfg)
         batches = calibration_images(cfg, model, args.images, args.num) if args.int8 else None
-        words = dict(classes=names, config=cfg.pretty_text, end2end=args.end2end, scale=picture_scale(cfg))
+        words = dict(classes=names, config=cfg.pretty_text, end2end=args.end2end, **picture_steps(cfg))
         if args.int8:  # what stands there stays until all is done
-            floating = args.out.with_name(f'{args.out.stem}.float.onnx')
-            record = export(model, floating, shape, args.dynamic, **words)
-            try:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix='.export-', dir=args.out.parent) as folder:
+                floating = Path(folder) / 'floating.onnx'
+                record = export(model, floating, shape, args.dynamic, **words)
                 quantize(floating, args.out, batches)
-            finally:
-                floating.unlink()
-            if rest_file(floating).exists():
-                rest_file(floating).replace(rest_file(args.out))
+                if rest_file(floating).exists():
+                    rest_file(floating).replace(rest_file(args.out))
         else:
             record = export(model, args.out, shape, args.dynamic, **words)
     size = 'every size' if args.dynamic else f'{shape[0]}x{shape[1]}'

@@ -52,10 +52,11 @@ def main(argv=None):
         cfg.model = config.with_backbones(
             cfg.model, lambda node: dict(node, replace=dict(check_keys(node.get('replace')), merged=True))
         )
-    meta = dict(checkpoint.get('meta') or {}, cfg=cfg.pretty_text)
+    text = cfg.pretty_text
+    meta = dict(checkpoint.get('meta') or {}, cfg=text)
     meta[PLAN_KEY] = plans
     save_whole(dict(meta=meta, state_dict=model.state_dict()), args.out)
-    cfg.dump(config_out)
+    save_whole(text, config_out)
     parameters = sum(p.numel() for p in model.parameters())
     print(f'{args.out}: {parameters:,} parameters, merged; its config: {config_out}')
 

@@ -17,7 +17,7 @@ from mmengine.registry import METRICS
 
 from repl_mm import config
 from repl_mm.comparison.interval import KeepResults, difference_table, differences
-from repl_mm.data_checks import evaluators, inner_datasets
+from repl_mm.data_checks import check_checkpoint, evaluators, inner_datasets
 from repl_mm.deployment import open_file, serve
 from repl_mm.deployment.serving import SUFFIXES
 from repl_mm.hook import unwrapped
@@ -80,12 +80,12 @@ def keep_label_maps(cfg, folder):
 
 def test(cfg, file, out=None, keep=None):
     """Test a file with the config's own loop; return the runner. A hook may be there to keep the results."""
-    exported = file.endswith(SUFFIXES)
+    exported = open_file(file) if file.endswith(SUFFIXES) else None
     cfg.load_from = None if exported else file
     check_files(cfg, 'test')
     runner = build_runner(cfg)
     if exported:
-        serve(unwrapped(runner.model), open_file(file))
+        serve(unwrapped(runner.model), exported)
     if out and cfg.get('default_scope') != 'mmseg':
         kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=out)))
@@ -101,6 +101,8 @@ def compare(cfg, *files):
         name = config.type_name(metric)
         if 'cityscapes' in name.lower():
             stop(f"--against: {name} keeps its results in files: expected another metric, as mmseg's IoUMetric")
+    for file in files:  # the second one as well, before the first is tested
+        (open_file if file.endswith(SUFFIXES) else check_checkpoint)(file)
     keeps = [KeepResults(), KeepResults()]
     runners = [test(cfg, file, keep=keep) for file, keep in zip(files, keeps, strict=True)]
     for metric, *results in zip(runners[0].test_evaluator.metrics, *(keep.results for keep in keeps), strict=True):

@@ -20,13 +20,17 @@ from ..surgery import repl_backbones
 from .network import Network, find_network
 from .quantization import quantize
 from .serving import open_file
-from .writing import export
+from .writing import ExportError, check_packages, export
 
 BACKENDS = ('torch', 'compile', 'onnx', 'onnx-int8')
 
 
 def build_network(arm: Arm, cfg: Config) -> Network:
-    """The network of an arm's whole model, merged, in eval mode; weights as they are initialized at random."""
+    """The network of an arm's whole model, merged, in eval mode; weights as they are initialized at random.
+
+    Raises:
+        ExportError: The model is of a kind that has none.
+    """
     model_config = arm_config(arm, cfg).model
     model_config.pop('init_cfg', None)
     plain = with_backbones(model_config, without_weights)
@@ -34,7 +38,10 @@ def build_network(arm: Arm, cfg: Config) -> Network:
     if any(not backbone.repl.merged for _, backbone in repl_backbones(model)):
         merge(model)
     model.eval()
-    return find_network(model).eval()
+    try:
+        return find_network(model).eval()
+    except TypeError as error:
+        raise ExportError(str(error)) from None
 
 
 def engine(network: Network, backend: str, images: Tensor, folder: Path) -> Callable[[], object]:
@@ -51,7 +58,8 @@ def engine(network: Network, backend: str, images: Tensor, folder: Path) -> Call
     """
     if backend in ('torch', 'compile'):
         network = network.to(images.device)
-        run = torch.compile(network) if backend == 'compile' else network
+        # not dynamic: from the second arm on its weights' sizes would be variables of far slower code
+        run = torch.compile(network, dynamic=False) if backend == 'compile' else network
         return lambda: run(images)
     path = folder / f'{backend}-{id(network)}.onnx'
     export(network.model.cpu(), path, tuple(images.shape[-2:]))
@@ -87,11 +95,14 @@ def benchmark(
         there.
 
     Raises:
-        ExportError: A network cannot be exported.
+        ExportError: A network cannot be exported, or a package for that is missing.
     """
+    if any(backend.startswith('onnx') for backend in backends):
+        check_packages()
     results = []
     for backend in backends:
         for batch in batches:
+            torch.compiler.reset()  # which gives up, in silence, at the eighth network of a process
             images = arms[0].inputs.make(device)[:1].expand(batch, -1, -1, -1).contiguous()
             with tempfile.TemporaryDirectory() as folder:
                 networks = {arm.name: build_network(arm, cfg) for arm in arms}

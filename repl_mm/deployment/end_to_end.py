@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .network import CLASSIFIER, DENSE, SEGMENTOR, Network, find_network
 
 DETECTIONS = ('boxes', 'scores', 'labels')
+ALL = 2**31 - 1  # boxes at most
 
 
 class EndToEnd(Network):
@@ -58,14 +59,22 @@ def class_map(model: nn.Module, logits: Tensor, images: Tensor) -> Tensor:
     return logits.argmax(1)
 
 
+def _is_yolox(head: nn.Module) -> bool:
+    from mmdet.models.dense_heads import YOLOXHead
+
+    return isinstance(head, YOLOXHead)
+
+
 def _check_head(model: nn.Module) -> None:
+    from mmdet.models.dense_heads import YOLOXHead
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
     head = model.bbox_head
+    known = YOLOXHead if _is_yolox(head) else BaseDenseHead
     own = [
         name
         for name in ('predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
-        if getattr(type(head), name) is not getattr(BaseDenseHead, name)
+        if getattr(type(head), name) is not getattr(known, name)
     ]
     nms = model.test_cfg.get('nms') or {}
     others = {*nms} - {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
@@ -81,6 +90,31 @@ def detections(model: nn.Module, outputs, images: Tensor) -> tuple[Tensor, Tenso
     What mmdet leaves out because of its score stays with a score of 0, because shapes in a graph must not depend on
     data before the last step; the suppression drops it.
     """
+    cfg, yolox = model.test_cfg, _is_yolox(model.bbox_head)
+    boxes, scores, labels, valid = (_candidates_of_yolox if yolox else _candidates)(model, outputs, images)
+    scores = torch.where(valid, scores, 0)
+    apart = boxes  # boxes of different classes, moved so that they do not overlap
+    if not cfg.nms.get('class_agnostic', False):
+        apart = boxes + labels.to(boxes)[:, None] * (torch.where(valid[:, None], boxes, 0).max() + 1)
+    most = ALL if yolox else int(cfg.get('max_per_img', 100))
+    kept = torch.ops.repl_mm.nms(apart, scores, float(cfg.nms['iou_threshold']), most)
+    return boxes[kept], scores[kept], labels[kept]
+
+
+def _candidates_of_yolox(model: nn.Module, outputs, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`_candidates`: one class for every point; neither a choice nor a clipping before the suppression."""
+    head = model.bbox_head
+    sizes = [scores.shape[-2:] for scores in outputs[0]]
+    options = dict(dtype=images.dtype, device=images.device, with_stride=True)
+    priors = torch.cat(head.prior_generator.grid_priors(sizes, **options))
+    logits, deltas, objectness = (torch.cat([level[0].flatten(1).T for level in kind]) for kind in outputs)
+    scores, labels = logits.sigmoid().max(1)
+    scores = scores * objectness.sigmoid()[:, 0]
+    return head._bbox_decode(priors, deltas), scores, labels, scores >= model.test_cfg.get('score_thr', 0)
+
+
+def _candidates(model: nn.Module, outputs, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is suppressed afterwards: boxes (n, 4), scores (n,), labels (n,), and which of them count at all (n,)."""
     head, cfg = model.bbox_head, model.test_cfg
     scores_of_levels, deltas_of_levels, *factors_of_levels = outputs
     sizes = [scores.shape[-2:] for scores in scores_of_levels]
@@ -116,12 +150,7 @@ def detections(model: nn.Module, outputs, images: Tensor) -> tuple[Tensor, Tenso
     if cfg.get('min_bbox_size', -1) >= 0:
         width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
         valid = valid & (width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)
-    scores = torch.where(valid, scores, 0)
-    apart = boxes  # boxes of different classes, moved so that they do not overlap
-    if not cfg.nms.get('class_agnostic', False):
-        apart = boxes + labels.to(boxes)[:, None] * (torch.where(valid[:, None], boxes, 0).max() + 1)
-    kept = torch.ops.repl_mm.nms(apart, scores, float(cfg.nms['iou_threshold']), int(cfg.get('max_per_img', 100)))
-    return boxes[kept], scores[kept], labels[kept]
+    return boxes, scores, labels, valid
 
 
 @torch.library.custom_op('repl_mm::nms', mutates_args=())

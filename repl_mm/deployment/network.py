@@ -102,3 +102,22 @@ def describe(model: nn.Module) -> str:
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     count = getattr(head, 'num_classes', None) or getattr(head, 'out_features', None)
     return type(model).__name__ + ('' if count is None else f' of {count} classes')
+
+
+def preprocessing(model: nn.Module) -> dict:
+    """What happens to a picture, BGR, before the network sees it.
+
+    Returns:
+        dict: ``mean`` and ``std`` by channel in the order of the network's input, ``bgr_to_rgb`` (whether channels are
+        swapped before), ``pad_size_divisor``.
+    """
+    pre = getattr(model, 'data_preprocessor', None)
+    numbers = {name: getattr(pre, name, None) for name in ('mean', 'std')}
+    # mmdet's, mmseg's and mmpretrain's names of it; our own takes RGB
+    names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
+    swap = next((getattr(pre, name) for name in names if hasattr(pre, name)), pre is not None)
+    return dict(
+        {name: None if value is None else value.flatten().tolist() for name, value in numbers.items()},
+        bgr_to_rgb=bool(swap),
+        pad_size_divisor=int(getattr(pre, 'pad_size_divisor', 1) or 1),
+    )

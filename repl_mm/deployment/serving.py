@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ..data_checks import DataError
 from ..reading import read_checkpoint
 from ..subclass import Specialized, specialize
-from .network import CLASSIFIER, DENSE, FEATURES, SEGMENTOR, describe, find_network
+from .network import CLASSIFIER, DENSE, FEATURES, SEGMENTOR, describe, find_network, preprocessing
 
 KEY = 'repl_mm'  # of the record in a file's metadata
 FORMAT = 1  # of that record: another number wherever it says something else
@@ -85,6 +86,8 @@ def _open_onnx(path: Path) -> ServedFile:
 
 
 def _open_pt2(path: Path) -> ServedFile:
+    if not is_zipfile(path):  # of which torch would log its own view
+        raise DataError(f"'{path}' is no exported program: it is no zip file")
     extra = {f'{KEY}.json': ''}
     try:
         network = torch.export.load(str(path), extra_files=extra).module()
@@ -152,7 +155,8 @@ def serve(model: nn.Module, file: ServedFile) -> None:
         file (ServedFile): The file.
 
     Raises:
-        DataError: The file is of another kind of model, holds predictions already, or a file beside it is missing.
+        DataError: The file is of another kind of model or for images that are normalized otherwise, holds predictions
+            already, or a file beside it is missing.
     """
     if isinstance(model, BaseTTAModel):
         model = model.module
@@ -170,6 +174,13 @@ def serve(model: nn.Module, file: ServedFile) -> None:
     have, wanted = file.record['model'], describe(model)
     if have != wanted:
         raise DataError(f"'{file.path}' was exported from a {have}, the config has a {wanted}")
+    steps = preprocessing(model)
+    for name in ('mean', 'std', 'bgr_to_rgb'):
+        if file.record['preprocessing'][name] != steps[name]:
+            raise DataError(
+                f"'{file.path}' takes images of {name}={file.record['preprocessing'][name]}, the config's "
+                f'data_preprocessor has {steps[name]}: expected the config that it was exported from'
+            )
     if kind == FEATURES:
         _load_rest(model, file)
     model.backbone = Served(file)

@@ -15,7 +15,7 @@ from ..merging import example_images, merge
 from ..subclass import Specialized, specialize
 from ..surgery import repl_backbones
 from .end_to_end import DETECTIONS, find_end_to_end, onnx_translations
-from .network import FEATURES, Network, describe, find_network
+from .network import FEATURES, Network, describe, find_network, preprocessing
 from .serving import FORMAT, KEY, SUFFIXES, open_file, rest_file
 
 TOLERANCE = 1e-4  # of the largest output
@@ -36,25 +36,6 @@ class ExportError(RuntimeError):
     """A network that cannot be exported; no file was written."""
 
 
-def preprocessing(model: nn.Module) -> dict:
-    """What happens to a picture, BGR, before the network sees it.
-
-    Returns:
-        dict: ``mean`` and ``std`` by channel in the order of the network's input, ``bgr_to_rgb`` (whether channels are
-        swapped before), ``pad_size_divisor``.
-    """
-    pre = getattr(model, 'data_preprocessor', None)
-    numbers = {name: getattr(pre, name, None) for name in ('mean', 'std')}
-    # mmdet's, mmseg's and mmpretrain's names of it; our own takes RGB
-    names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
-    swap = next((getattr(pre, name) for name in names if hasattr(pre, name)), pre is not None)
-    return dict(
-        {name: None if value is None else value.flatten().tolist() for name, value in numbers.items()},
-        bgr_to_rgb=bool(swap),
-        pad_size_divisor=int(getattr(pre, 'pad_size_divisor', 1) or 1),
-    )
-
-
 @torch.no_grad()
 def export(
     model: nn.Module,
@@ -65,6 +46,7 @@ def export(
     config: str = '',
     end2end: bool = False,
     scale: tuple[int, int] | None = None,
+    pad_pixel: list[float] | None = None,
 ) -> dict:
     """Write the network of a model into a file that says what it is, and check the file against the model.
 
@@ -81,6 +63,8 @@ def export(
         classes (list[str] | None): Names of the classes, for the record. Defaults to None.
         config (str): Text of the config, for the record. Defaults to ''.
         scale (tuple[int] | None): The config's pipeline resizes pictures to fit into it, for the record. Defaults to
+            None.
+        pad_pixel (list[float] | None): The pixel that the config's pipeline pads with, for the record. Defaults to
             None.
         end2end (bool): Final predictions in place of raw outputs (see :class:`EndToEnd`); ``.onnx`` only. Defaults to
             False.
@@ -99,6 +83,8 @@ def export(
         raise ExportError(f"'{out}': expected a file name that ends with {' or '.join(SUFFIXES)}")
     model = revert_sync_batchnorm(model.module if isinstance(model, BaseTTAModel) else model)
     model.eval()
+    if out.suffix == '.onnx':
+        check_packages()
     if any(not backbone.repl.merged for _, backbone in repl_backbones(model)):
         merge(model)
     try:
@@ -121,7 +107,7 @@ def export(
         shape=None if dynamic else list(shape),
         plans={name: backbone.repl.to_dict() for name, backbone in repl_backbones(model)},
         classes=classes,
-        preprocessing=dict(preprocessing(model), scale=scale),
+        preprocessing=dict(preprocessing(model), scale=scale, pad_pixel=pad_pixel),
         config=config,
         version=__version__,
     )
@@ -141,6 +127,20 @@ def export(
         part.unlink(missing_ok=True)
         part.with_suffix('.pth').unlink(missing_ok=True)
     return record
+
+
+def check_packages() -> None:
+    """Check that what ONNX files are written and run with is installed.
+
+    Raises:
+        ExportError: It is not.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"{error}: pip install 'repl_mm[export]'") from None
 
 
 def _refuse_foreign_operators(network: Network) -> None:
@@ -163,12 +163,6 @@ def _dynamic_shapes(network: Network, dynamic: bool) -> tuple[dict]:
 
 
 def _write_onnx(network: Network, images: Tensor, part: Path, record: dict, dynamic: bool) -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(f"{error}: pip install 'repl_mm[export]'") from None
     try:
         program = torch.onnx.export(
             network,

@@ -59,7 +59,7 @@ class Steps:
         print(f'[{self.done}/{self.total}] {text}', flush=True)
 
     def run(self, log, folder, output, name, *args):
-        """Run a script of tools/, unless its output is there and no older than the checkpoint among its arguments.
+        """Run a script of tools/, unless its output is there and no older than the network among its arguments.
 
         Args:
             log (Path): File to which all that the script prints is added.
@@ -74,8 +74,8 @@ class Steps:
         Raises:
             SystemExit: The script failed, or left no output.
         """
-        checkpoint = next((path for path in args if getattr(path, 'suffix', '') == '.pth'), None)
-        if (found := newest(folder, output)) and not (checkpoint and _time(checkpoint) > _time(found)):
+        network = next((path for path in args if getattr(path, 'suffix', '') in ('.pth', '.onnx')), None)
+        if (found := newest(folder, output)) and not (network and _time(network) > _time(found)):
             show(f'is there: {os.path.relpath(found)}', last=True)
             return found
         began = time.time()
