@@ -147,6 +147,7 @@ MMPRETRAIN = {
         ls_init_value=0.5,
     ),
 }
+MMPRETRAIN['mmpretrain swin frozen'] = dict(MMPRETRAIN['mmpretrain swin'], frozen_stages=1)
 # of Hugging Face's transformers; they read pictures as texts here, see as_texts
 WORDS = dict(_scope_='repl_mm', vocab_size=50, bos_token_id=None, eos_token_id=None)
 GPT2 = dict(WORDS, type='GPT2Model', n_embd=16, n_layer=6, n_head=2, n_positions=32)
