@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from .config import build, type_name, without_weights
 
 HEADS = ('head.', 'fc.', 'linear.')  # what public classifiers call their last layer
-# timm's names of a ViT -> mm's, and mmseg's alone
+# timm's names of a ViT -> mm's, and mmseg's alone; layer scale (DINOv2, DeiT III) is mmpretrain's alone
 TIMM = {
     'patch_embed.proj.': 'patch_embed.projection.',
     'blocks.': 'layers.',
     '.norm': '.ln',
     '.mlp.fc1.': '.ffn.layers.0.0.',
     '.mlp.fc2.': '.ffn.layers.1.',
+    '.ls1.gamma': '.attn.gamma1.weight',
+    '.ls2.gamma': '.ffn.gamma2.weight',
 }
 MMSEG = {'.attn.qkv.': '.attn.attn.in_proj_', '.attn.proj.': '.attn.attn.out_proj.'}
 

@@ -147,6 +147,7 @@ MMPRETRAIN = {
         ls_init_value=0.5,
     ),
 }
+MMPRETRAIN['mmpretrain swin frozen'] = dict(MMPRETRAIN['mmpretrain swin'], frozen_stages=1)
 # of Hugging Face's transformers; they read pictures as texts here, see as_texts
 WORDS = dict(_scope_='repl_mm', vocab_size=50, bos_token_id=None, eos_token_id=None)
 GPT2 = dict(WORDS, type='GPT2Model', n_embd=16, n_layer=6, n_head=2, n_positions=32)
@@ -207,8 +208,10 @@ STOCK = {
     'hrnet of two blocks': dict(HRNET, extra=hrnet((2, 2, 2, 2)), norm_eval=False),
     'hrnet with_cp': dict(HRNET, with_cp=True, norm_cfg=dict(type='GN', num_groups=2)),
     'mmseg hrnet': dict(HRNET, _scope_='mmseg', norm_cfg=dict(type='SyncBN'), multiscale_output=False),
+    'mmseg hrnet frozen': dict(HRNET, _scope_='mmseg', frozen_stages=2, norm_eval=True),
     'yolox depthwise': dict(YOLOX, use_depthwise=True, arch='P6', out_indices=(1, 5), norm_eval=True),
     'yolox frozen': dict(YOLOX, deepen_factor=0.67, frozen_stages=2, act_cfg=dict(type='ReLU')),
+    'yolox without norms': dict(YOLOX, norm_cfg=None),
     'rtmdet of one block': dict(RTMDET, deepen_factor=0.167),
     'rtmdet frozen': dict(RTMDET, frozen_stages=1, use_depthwise=True, norm_eval=True),
     'darknet': dict(type='Darknet', frozen_stages=3, norm_eval=False),

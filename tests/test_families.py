@@ -136,7 +136,7 @@ def test_network(name, case):
     assert all(key.startswith(replaced) for key in own)
     if case != 'share full':  # there it has norms of its own only, and transformers share these as well
         assert bool(own) == (REPLACE[case].get('mode') != 'remove')
-    assert all(p.dim() >= 1 for p in own.values())
+    assert all(p.dim() >= 1 and p.requires_grad for p in own.values())
 
     # outputs and gradients
     outputs = flat(after(images()))

@@ -9,6 +9,7 @@ import walk_configs
 import walk_report
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from small import WITH_MMPRETRAIN
 
 import repl_mm
 from repl_mm import config
@@ -63,6 +64,7 @@ def test_detector(name, tmp_path):
     assert all(p.grad.any() for key, p in backbone.named_parameters() if key.endswith('expand.bias'))
 
 
+WHERE_MMPRETRAIN_IS = 'works' if WITH_MMPRETRAIN else 'stock fails'
 # A part of the walk, every family in both packages: config -> what becomes of it, and the backbones that it has.
 FEW = {
     'mmdet': {
@@ -72,8 +74,14 @@ FEW = {
         'regnet/faster-rcnn_regnetx-400MF_fpn_ms-3x_coco.py': ('works', {'RegNet'}),
         'detectors/detectors_htc-r50_1x_coco.py': ('refused', {'DetectoRS_ResNet'}),
         'strongsort/strongsort_yolox_x_8xb4-80e_crowdhuman-mot20train_test-mot20test.py': (
-            'stock fails',
+            WHERE_MMPRETRAIN_IS,
             {'CSPDarknet', 'ResNet'},
+        ),
+        'convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py': (WHERE_MMPRETRAIN_IS, {'ConvNeXt'}),
+        'timm_example/retinanet_timm-tv-resnet50_fpn_1x_coco.py': (WHERE_MMPRETRAIN_IS, {'TIMMBackbone'}),
+        'timm_example/retinanet_timm-efficientnet-b1_fpn_1x_coco.py': (
+            'refused' if WITH_MMPRETRAIN else 'stock fails',
+            {'TIMMBackbone'},
         ),
         'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py': ('works', {'HRNet'}),
         'yolox/yolox_tiny_8xb8-300e_coco.py': ('works', {'CSPDarknet'}),
@@ -102,6 +110,7 @@ FEW = {
         'segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py': ('works', {'MSCAN'}),
         'ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py': ('works', {'DDRNet'}),
         'pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': ('works', {'PIDNet'}),
+        'poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py': (WHERE_MMPRETRAIN_IS, {'PoolFormer'}),
         'stdc/stdc1_4xb12-80k_cityscapes-512x1024.py': ('refused', {'STDCNet', 'STDCContextPathNet'}),
         # a backbone that no family knows around one that works
         'bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py': ('works', {'BiSeNetV1', 'ResNet'}),
@@ -111,7 +120,7 @@ FEW = {
 
 # different backbones: DetectoRS, StrongSORT and STDC have two, a ViT is there as it is used and frozen, and two
 # configs have the same SVT
-DIFFERENT = dict(mmdet=15, mmseg=17)
+DIFFERENT = dict(mmdet=18, mmseg=18)
 SAN = [('vit', 'VisionTransformer')]  # it is frozen there
 
 
@@ -128,24 +137,33 @@ def test_some_shipped_configs(package):
 @pytest.mark.parametrize(
     ('package', 'configs', 'works', 'refused'),
     [
-        ('mmdet', 823, 750, {('resnet', name) for name in ('DetectoRS_ResNet', 'TridentResNet', 'SSDVGG')}),
+        (
+            'mmdet',
+            823,
+            774 if WITH_MMPRETRAIN else 756,
+            {
+                *(('resnet', name) for name in ('DetectoRS_ResNet', 'TridentResNet', 'SSDVGG')),
+                *([('timm', 'TIMMBackbone')] if WITH_MMPRETRAIN else []),
+            },
+        ),
         (
             'mmseg',
             681,
-            620,
+            636 if WITH_MMPRETRAIN else 625,
             {*(('dual', name) for name in ('STDCNet', 'STDCContextPathNet')), *SAN, ('resnet', 'UNet')},
         ),
     ],
 )
 def test_all_shipped_configs(package, configs, works, refused):
-    """mmdet 3.3.0 and mmseg 1.2.2: docs/configs.md shows what this says."""
+    """mmdet 3.3.0 and mmseg 1.2.2: docs/configs.md shows what this says, beside mmpretrain the sums."""
     report = walk_configs.walk(package)
     print(walk_report.summary(report))
     assert len(report['configs']) == configs
     assert not [result for result in report['results'] if result['status'] == 'fails']
-    assert Counter(walk_report.by_config(report).values())['works'] >= works
+    assert Counter(walk_report.by_config(report).values())['works'] == works
     assert {(r['family'], r['type']) for r in report['results'] if r['status'] == 'refused'} == refused
-    assert walk_report.summary(report) in (REPO / 'docs' / 'configs.md').read_text()
+    said = f'{works} of {configs} in {package}' if WITH_MMPRETRAIN else walk_report.summary(report)
+    assert said in (REPO / 'docs' / 'configs.md').read_text()
 
 
 # ---- the parts of the walk ----
@@ -184,7 +202,11 @@ def test_what_does_not_matter_is_left_out():
         (dict(type='ResNet', depth=18, base_channels=8, frozen_stages=4), 'refused', 'selects no block of ResNet'),
         (dict(type='ResNet', depth=19), 'stock fails', 'invalid depth 19'),
         (dict(type='mmseg.BEiT', img_size=64, embed_dims=32, num_layers=4, num_heads=2), 'works', ''),
-        (dict(type='mmpretrain.ResNet', depth=18), 'stock fails', 'mmpretrain.ResNet is not in'),
+        (
+            dict(type='mmpretrain.ResNet', depth=18),
+            WHERE_MMPRETRAIN_IS,
+            '' if WITH_MMPRETRAIN else 'mmpretrain.ResNet is not in',
+        ),
         # what fails with RepL and not without it: a backbone without a builder
         (dict(type='HourglassNet', num_stacks=1), 'fails', "RepL does not support backbone type 'HourglassNet'"),
     ],

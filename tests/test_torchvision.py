@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
-from small import MMPRETRAIN
+from small import LAYERS, MMPRETRAIN
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
@@ -245,6 +245,22 @@ def test_weights_in_timms_own_files(package, name, tmp_path):
     with pytest.raises(ValueError, match='has no values for 1 of|was not read by timm: ') as error:
         load_backbone(settings, package, state)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('scale', [None, 0.5])
+def test_timms_weights_of_a_vit_in_mmpretrains(scale):
+    """With layer scale, as DINOv2 has it, and without: both networks give the same."""
+    net = timm.create_model(
+        'vit_tiny_patch16_224', img_size=64, embed_dim=16, depth=6, num_heads=2, num_classes=0, init_values=scale
+    )
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    settings = dict(type='VisionTransformer', arch=LAYERS, img_size=64, layer_scale_init_value=scale or 0.0)
+    stock, unused = load_backbone(settings, 'mmpretrain', net.state_dict())
+    assert not unused
+    stock.eval(), net.eval()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(stock(x)[0], net(x), rtol=1e-4, atol=1e-5)
 
 
 def rates(backbone, constructor, **paramwise):

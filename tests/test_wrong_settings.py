@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
-from small import WITH_MMPRETRAIN
+from small import HRNET, WITH_MMPRETRAIN
 
 from repl_mm import PlanError, apply_repl, plan_of
 from repl_mm.families import encoder
@@ -88,6 +88,16 @@ TABLE = {
         dict(operator='full'),
         PLUGINS,
         ["replace.operator='full'", 'plugins', 'a light operator such as'],
+    ),
+    'full with norms without weights': (
+        dict(operator='full'),
+        dict(norm_cfg=dict(type='IN')),
+        ["replace.operator='full'", 'affine', 'InstanceNorm2d', "operator='separable'"],
+    ),
+    'slot in a frozen stage of an HRNet': (
+        dict(slots=[(2, 1)]),
+        dict(HRNET, type='RepLHRNet', _scope_='mmseg', frozen_stages=3),
+        ['replace.slots', '(2, 1)', 'stage 2 is frozen (frozen_stages)'],
     ),
     'all stages frozen': (
         dict(),

@@ -52,9 +52,10 @@ def stages(backbone: nn.Module) -> list[nn.Sequential]:
     return [backbone.layer1, *(stage for *_, stage in _branches(backbone))]
 
 
-def frozen(backbone: nn.Module) -> tuple:
-    """None: HRNet has no ``frozen_stages``."""
-    return ()
+def frozen(backbone: nn.Module) -> list[int]:
+    """mmseg's ``frozen_stages=k`` freezes the stem, ``layer1`` and ``stage2`` .. ``stage<k>``; others have none."""
+    numbers = [1, *(int(name.removeprefix('stage').partition('.')[0]) for _, name, _ in _branches(backbone))]
+    return [i for i, number in enumerate(numbers) if number <= getattr(backbone, 'frozen_stages', -1)]
 
 
 def openers(backbone: nn.Module) -> list[int]:

@@ -198,21 +198,21 @@ def _half(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], read)
             settings = dict(around(conv.kernel_size, halved), groups=groups)
         else:
             settings = dict(around(conv.kernel_size, conv.dilation), groups=groups, stride=2)
-        chain[role] = (fusion.Synthesis(source, None, bias=False), settings, _fresh(block, norm))
+        norm = copy.deepcopy(_affine(plan, block, norm))
+        norm.reset_parameters()
+        chain[role] = (fusion.Synthesis(source, None, bias=False), settings, norm.requires_grad_(True))
     return chain
 
 
-def _fresh(block: nn.Module, norm: nn.Module | None) -> nn.Module:
-    """A fresh norm like one of a block's."""
+def _affine(plan: Plan, block: nn.Module, norm: nn.Module | None) -> nn.Module:
+    """One of a block's norms, if an operator can use its like."""
     if getattr(norm, 'weight', None) is None or not hasattr(norm, 'reset_parameters'):
         raise PlanError(
-            f"replace.operator='half' needs affine norms norm1 or bn1, norm2 or bn2 and so on in a "
+            f'replace.operator={plan.operator!r} needs affine norms norm1 or bn1, norm2 or bn2 and so on in a '
             f"{type(block).__name__}, found {type(norm).__name__}: expected norm_cfg=dict(type='BN') or 'GN', or "
             "operator='separable'"
         )
-    norm = copy.deepcopy(norm)
-    norm.reset_parameters()
-    return norm.requires_grad_(True)
+    return norm
 
 
 def _synthesis(plan, neighbours, lent, role, shape, dim=0, start=None, bias=True) -> fusion.Synthesis:
@@ -237,6 +237,7 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], read,
                 "operator such as 'separable', or a backbone without " + key
             )
     block = copy.deepcopy(block)  # the backbone stays whole if another slot turns out to be impossible
+    parts = read(block)
     convs = {name: module for name, module in block.named_modules() if isinstance(module, nn.Conv2d)}
     syntheses = {}
     for name, conv in convs.items():
@@ -247,11 +248,15 @@ def _full(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...], read,
                 f"has {key!r} (they are {', '.join(type(n).__name__ for n in neighbours)}): expected 'separable'"
             )
         dim = int(shape[1] < shape[0] and conv.groups == 1)
-        syntheses[key] = synthesis(key, shape, dim, bias=False)
+        # where no norm follows that could start small
+        start = START if parts.norms[-1] is None and name in parts.expand else None
+        syntheses[key] = synthesis(key, shape, dim, start, bias=False)
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
     norms = [m for m in block.modules() if hasattr(m, 'running_mean') or isinstance(m, nn.GroupNorm)]
     for norm in norms:
         norm.reset_parameters()
-    nn.init.constant_(read(block).norms[-1].weight, START)
+        norm.requires_grad_(True)  # those of norm_cfg=dict(requires_grad=False) have no statistics from before
+    if parts.norms[-1] is not None:
+        nn.init.constant_(_affine(plan, block, parts.norms[-1]).weight, START)
     return FullComputingLayer(block, syntheses, neighbours, functools.partial(weights, read), plan.detach)

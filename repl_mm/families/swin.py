@@ -34,8 +34,9 @@ def stages(backbone: nn.Module) -> list[nn.ModuleList]:
 
 
 def frozen(backbone: nn.Module) -> range:
-    """``frozen_stages=k`` freezes the patch embedding and the stages 0 .. k-1."""
-    return range(max(0, min(getattr(backbone, 'frozen_stages', -1), len(stages(backbone)))))
+    """``frozen_stages=k`` freezes the patch embedding and the stages 0 .. k-1, in mmpretrain stage k as well."""
+    more = any(cls.__module__.startswith('mmpretrain.') for cls in type(backbone).__mro__)
+    return range(max(0, min(getattr(backbone, 'frozen_stages', -1) + more, len(stages(backbone)))))
 
 
 def openers(backbone: nn.Module) -> tuple:
