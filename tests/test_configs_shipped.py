@@ -60,6 +60,8 @@ def test_four_words_turn_the_stock_config_into_the_shipped_one(name, tmp_path):
     stock = Config.fromfile(base).to_dict()
     package, _, kind = stock['model']['backbone']['type'].rpartition('.')
     imports = stock.setdefault('custom_imports', dict(imports=[]))
+    if isinstance(imports['imports'], str):  # mmseg's own has a word, mmdet's a list
+        imports['imports'] = [imports['imports']]
     assert imports['imports'] == (['mmpretrain.models'] if package else [])
     stock['model']['backbone'].update(type='.'.join(filter(None, [package, f'RepL{kind}'])), replace={})
     hooks = stock.setdefault('custom_hooks', [])
