@@ -106,7 +106,7 @@ class WeightSource(nn.Module):
         start (float): Root mean square length, at the start, of the weights of an output channel. Defaults to 1.
     """
 
-    few: float = 0  # positions up to which :meth:`FusedWeight.mix_positions` is the cheaper way to apply the weight
+    few: float = 0  # positions up to which ``mix_positions``, which makes no weight, is the cheaper way to apply it
 
     def __init__(self, shape: tuple[int, ...], neighbours: list[tuple[int, ...]], dim: int = 0, start: float = 1.0):
         super().__init__()
@@ -378,12 +378,8 @@ class UnitsWeight(WeightSource):
         elif type == 'scalar':
             start = torch.ones(count)
         self.coefficients = nn.ParameterList([] if type is None else [nn.Parameter(start)])
-
-    @property
-    def rows(self) -> int:
-        """int: Rows of the matrix that the mixing is multiplied with."""
-        other = self.shape[1 - self.dim] if not self.outputs else self.shape[1]
-        return other * math.prod(self.shape[2:])
+        if type == 'mix':  # to make the weight costs as much as to mix as many positions as the matrix has rows
+            self.few = math.prod(self.shape) // mixed - 1
 
     def mix_positions(self, x: Tensor, operator: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply the operator of the plain weight, and the mixing in front of it or behind it, to a feature map.

@@ -198,6 +198,12 @@ class ComputingLayer(nn.Module):
 
         return recomputed(run, x, *flat, *args)
 
+    def mixed_apart(self, positions: int) -> list[str]:
+        """The operators that meet so few positions that their weight is not made: ``mix_positions`` does without."""
+        if self.folded and not self.training:
+            return []
+        return [name for name in self.names if positions <= self.repl[_key(name)].source.few]
+
     def is_dear(self, x: Tensor) -> bool:
         """Whether the synthesis is rather done again in backward: its inner tensors are larger than ``x``, and large.
 

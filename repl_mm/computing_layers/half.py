@@ -43,29 +43,17 @@ class HalfComputingLayer(ComputingLayer):
 
     def branch(self, x: Tensor) -> Tensor:
         """All but the shortcut."""
-        last, out = self.names[-1], x
-        apart = self.mixes_apart(x)
-        pairs = self.synthesize(without=[last]) if apart else self.weights()
-        for i, ((weight, _), settings) in enumerate(zip(pairs, self.settings, strict=True)):
+        out = x
+        apart = self.mixed_apart(x.shape[0] * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2))
+        pairs = self.synthesize(apart) if apart else self.weights()
+        for i, (name, (weight, _), settings) in enumerate(zip(self.names, pairs, self.settings, strict=True)):
             out = self.activation(out) if i else out
-            if apart and self.names[i] == last:
-                out = self.repl[last].source.mix_positions(out, lambda h, w=weight, s=settings: F.conv2d(h, w, **s))
+            if name in apart:
+                out = self.repl[name].source.mix_positions(out, lambda h, w=weight, s=settings: F.conv2d(h, w, **s))
             else:
                 out = F.conv2d(out, weight, **settings)
             out = self.repl['norms'][i](out)
         return F.interpolate(out, x.shape[-2:])
-
-    def mixes_apart(self, x: Tensor) -> bool:
-        """Whether to apply the last operator and its mixing one after the other: cheaper for few positions.
-
-        The product of the two matrices is the same operator. To make it costs as much as to apply the mixing at as
-        many positions as the last operator has rows.
-        """
-        source = self.repl[self.names[-1]].source
-        if getattr(source, 'type', None) != 'mix' or (self.folded and not self.training):
-            return False
-        positions = x.shape[0] * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2)
-        return positions < source.rows
 
     def make_plain(self) -> nn.Module:
         branch = {}

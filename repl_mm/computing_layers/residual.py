@@ -49,13 +49,6 @@ class ResidualComputingLayer(ComputingLayer):
                 x = F.conv2d(x, weight, bias, **settings)
         return x
 
-    def mixed_apart(self, x: Tensor) -> list[str]:
-        """The operators whose weight is rather not made, for ``x`` has few positions."""
-        if self.folded and not self.training:
-            return []
-        positions = x.numel() // x.shape[1]
-        return [name for name in self.names if positions <= self.repl[name].source.few]
-
     def is_dear(self, x: Tensor) -> bool:
         """Only the weights themselves are kept: cheap, but where they are large or not small beside a large ``x``."""
         return self.made_size > (x.numel() / 64 if x.numel() > LARGE else LARGE)
@@ -69,7 +62,7 @@ class ResidualComputingLayer(ComputingLayer):
         return MergedResidual(branch, copy.deepcopy(self.drop), copy.deepcopy(self.last), half=False)
 
     def compute(self, x: Tensor) -> Tensor:
-        apart = self.mixed_apart(x)
+        apart = self.mixed_apart(x.numel() // x.shape[1])
         if not apart:
             return self.last(x + self.drop(self.with_weights(self.branch, x)))
 
