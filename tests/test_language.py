@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import DictAction
 from mmengine.dataset import default_collate
+from mmengine.runner import Runner
 from small import LANGUAGE, REPO, WITH_TRANSFORMERS, blocks, build
 
 import repl_mm
 from repl_mm import PlanError, apply_repl, computing_layers, fold
 from repl_mm.computing_layers.merged import mean_so_far
-from repl_mm.config import ConfigError, example_input, read_config
+from repl_mm.config import ConfigError, example_input, read_config, set_data_root
 from repl_mm.cost import WordInput, make_input, measure
 from repl_mm.data_checks import DataError
 from repl_mm.families import decoder
 from repl_mm.language import LanguageModel, Perplexity, WikiText2, WordText
+from repl_mm.reading import read_checkpoint
 
 WITH = pytest.mark.skipif(not WITH_TRANSFORMERS, reason='needs transformers')
 CLOSE = dict(rtol=1e-5, atol=1e-6)
@@ -608,3 +611,39 @@ def test_the_tools_train_test_and_compare_language_models(tmp_path):
     done = tool('train', config, '--cfg-options', *TINY, 'train_dataloader.dataset.length=200', cwd=tmp_path)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()[-1]) < 300
     assert 'length=200 is not valid for 102 words' in done.stderr.splitlines()[-1]
+
+
+@WITH
+@pytest.mark.slow
+@pytest.mark.parametrize('wrapper', ['OptimWrapper', 'CPUAmpOptimWrapper'])
+@pytest.mark.parametrize('operator', [None, *decoder.OPERATORS])
+def test_a_run_with_averaged_weights_resumes_as_if_nothing_had_happened(operator, wrapper, tmp_path):
+    """None: the stock network, the control."""
+    cfg = read_config(str(REPO / 'configs' / 'language' / 'gpt2-t_repl_wikitext2.py'))
+    set_data_root(cfg, str(write_texts(tmp_path / 'data')))
+    cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in (o.split('=') for o in TINY)})
+    no_noise = dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)  # a resumed run would draw other numbers
+    words = dict(replace=dict(operator=operator)) if operator else dict(type='GPT2Model')
+    cfg.model.backbone.update(**no_noise, **words)
+    cfg.custom_hooks[0].shape = None
+    cfg.default_hooks.ema = dict(type='EMAHook', momentum=0.1)
+    cfg.default_hooks.checkpoint.max_keep_ckpts = 2
+    cfg.optim_wrapper.type = wrapper
+    cfg.train_cfg.max_epochs = 2
+
+    def train(name, **words):
+        run = copy.deepcopy(cfg)
+        run.update(work_dir=str(tmp_path / name), experiment_name=name, **words)
+        runner = Runner.from_cfg(run)
+        runner.train()
+        assert runner.epoch == 2
+        return read_checkpoint(tmp_path / name / 'epoch_2.pth')
+
+    names = f'{operator} {wrapper} whole', f'{operator} {wrapper} resumed'
+    whole = train(names[0])
+    resumed = train(names[1], resume=True, load_from=str(tmp_path / names[0] / 'epoch_1.pth'))
+    for part in ('state_dict', 'ema_state_dict'):
+        torch.testing.assert_close(resumed[part], whole[part], rtol=1e-5, atol=1e-7)
+    averaged, trained = (whole[part] for part in ('state_dict', 'ema_state_dict'))  # the hook swaps them
+    key = 'backbone.wte.weight'  # the head is this matrix
+    assert not torch.equal(averaged[key], trained[f'module.{key}'])
