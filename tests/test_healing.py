@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import shutil
+import subprocess
+import sys
 
 import heal as tool
 import numpy as np
@@ -268,6 +271,39 @@ def test_the_tool_writes_a_checkpoint_and_goes_on(prepared, folder, tmp_path):
     assert 'Iter(train)' not in log
     done = run('heal.py', *words, '--steps', 5, *options, cwd=tmp_path)
     assert done.returncode and 'holds a healing with other settings' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_heal_as_one_and_frozen_stages_stay(tmp_path):
+    """Pictures that are all alike and not changed at random: then every process has the gradient of them all."""
+    file = detector(tmp_path, 'every=2')
+    cfg = Config.fromfile(file)
+    torch.manual_seed(0)
+    stock = heads.stock_model(cfg)
+    stock.init_weights()
+    torch.save(stock.state_dict(), tmp_path / 'stock.pth')
+    cfg.model.backbone.frozen_stages = 2
+    start = config.build(cfg.model, cfg.default_scope).state_dict()
+    torch.save(dict(state_dict=start), tmp_path / 'start.pth')
+    write_pictures(tmp_path / 'one', 1)
+    for i in range(4):
+        (tmp_path / 'pictures' / f'{i}.png').parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / 'one' / '0.png', tmp_path / 'pictures' / f'{i}.png')
+    words = ['--images', 'pictures', '--shape', 40, 56, '--steps', 3, '--batch', 2, '--lr', 1e-3]
+    words += ['--cfg-options', 'train_dataloader.dataset.zoom=1', 'train_dataloader.dataset.flip=False']
+    words += ['model.backbone.frozen_stages=2']
+    run_well('heal.py', file, 'stock.pth', 'start.pth', 'one.pth', *words, cwd=tmp_path)
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    tool_words = [tool.__file__, file, 'stock.pth', 'start.pth', 'two.pth', *words, '--launcher', 'pytorch']
+    done = subprocess.run([*launch, *map(str, tool_words)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("load_from='two.pth'") == 1
+    one, two = (read_checkpoint(tmp_path / f'{name}.pth')['state_dict'] for name in ('one', 'two'))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    changed = {key for key, value in start.items() if not torch.equal(value, one[key])}
+    frozen = ('backbone.conv1', 'backbone.bn1', 'backbone.layer1.', 'backbone.layer2.')  # as of mmdet's ResNet
+    assert changed and not any(key.startswith(frozen) for key in changed)
+    assert any('.repl.' in key for key in changed) and any(key.startswith('backbone.layer4.0.') for key in changed)
 
 
 @pytest.mark.parametrize(
