@@ -1,5 +1,6 @@
 """Decoder-only transformers and language modelling: no token sees a later one, caches and masks, texts, perplexity."""
 
+import argparse
 import collections
 import copy
 import json
@@ -621,10 +622,12 @@ def test_a_run_with_averaged_weights_resumes_as_if_nothing_had_happened(operator
     """None: the stock network, the control."""
     cfg = read_config(str(REPO / 'configs' / 'language' / 'gpt2-t_repl_wikitext2.py'))
     set_data_root(cfg, str(write_texts(tmp_path / 'data')))
-    cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in (o.split('=') for o in TINY)})
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='+', action=DictAction)
+    cfg.merge_from_dict(parser.parse_args(['--options', *TINY]).options)
     no_noise = dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)  # a resumed run would draw other numbers
-    words = dict(replace=dict(operator=operator)) if operator else dict(type='GPT2Model')
-    cfg.model.backbone.update(**no_noise, **words)
+    kind = dict(replace=dict(operator=operator)) if operator else dict(type='GPT2Model')
+    cfg.model.backbone.update(**no_noise, **kind)
     cfg.custom_hooks[0].shape = None
     cfg.default_hooks.ema = dict(type='EMAHook', momentum=0.1)
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2
