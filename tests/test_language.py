@@ -616,6 +616,56 @@ def test_the_tools_train_test_and_compare_language_models(tmp_path):
 
 @WITH
 @pytest.mark.slow
+@pytest.mark.parametrize('repl', [False, True])
+def test_a_run_gives_the_perplexity_of_a_plain_loop_around_transformers_own_model(repl, tmp_path):
+    """Known answer from the library: its model, its loss and its shift of labels, on windows cut here."""
+    import transformers
+
+    cfg = read_config(str(REPO / 'configs' / 'language' / 'gpt2-t_repl_wikitext2.py'))
+    set_data_root(cfg, str(write_texts(tmp_path / 'data')))
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='+', action=DictAction)
+    cfg.merge_from_dict(parser.parse_args(['--options', *TINY]).options)
+    sizes = dict(vocab_size=10, n_embd=16, n_head=2, n_layer=6, n_positions=128)
+    no_noise = dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    cfg.model.backbone.update(no_noise, type='RepLGPT2Model' if repl else 'GPT2Model')
+    cfg.custom_hooks, cfg.param_scheduler = [], None
+    cfg.train_dataloader.sampler.shuffle = False
+    cfg.train_dataloader.dataset.tokens = 97  # 12 windows of 8, and the word behind the last
+    cfg.val_dataloader.dataset.tokens = 17
+    cfg.train_cfg.max_epochs = 2
+    cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.paramwise_cfg = 0.01, None
+    cfg.update(work_dir=str(tmp_path / 'run'), experiment_name=f'plain {repl}')
+    runner = Runner.from_cfg(cfg)
+    start = copy.deepcopy(runner.model.state_dict())
+    runner.train()
+    found = runner.val_loop.run()['lm/perplexity']
+
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **no_noise))
+    if repl:
+        apply_repl(model)
+    start.pop('backbone.repl_plan', None)  # apply_repl alone keeps none
+    model.transformer.load_state_dict({key.removeprefix('backbone.'): value for key, value in start.items()})
+    numbers = [WordText(tmp_path / 'data', split, length=8).text for split in ('train', 'valid')]
+    train, valid = (
+        torch.stack([text[at : at + 9] for at in range(0, 8 * count, 8)])
+        for text, count in zip(numbers, (12, 2), strict=True)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
+    for batch in (*train.split(4), *train.split(4)):
+        optimizer.zero_grad()
+        model(batch, labels=batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        wanted = model(valid, labels=valid).loss.exp().item()
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert wanted < 8  # of 10 words: so much is learned that another schedule would show
+
+
+@WITH
+@pytest.mark.slow
 @pytest.mark.parametrize('wrapper', ['OptimWrapper', 'CPUAmpOptimWrapper'])
 @pytest.mark.parametrize('operator', [None, *decoder.OPERATORS])
 def test_a_run_with_averaged_weights_resumes_as_if_nothing_had_happened(operator, wrapper, tmp_path):

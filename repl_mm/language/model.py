@@ -65,7 +65,7 @@ class LanguageModel(BaseModel):
         if mode == 'loss':
             return dict(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
         if mode == 'predict':
-            nats = F.cross_entropy(logits.transpose(1, 2), labels, reduction='none').sum(1)
+            nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction='none').view_as(labels).sum(1)
             words = (labels >= 0).sum(1)
             return [dict(nats=nat, words=count) for nat, count in zip(nats, words, strict=True)]
         raise ValueError(f"mode={mode!r} is not valid: expected 'tensor', 'loss' or 'predict'")
