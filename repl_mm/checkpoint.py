@@ -7,14 +7,16 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
-from .computing_layers import BorrowError, ComputingLayer, is_sharded
+from .computing_layers import BorrowError, ComputingLayer, DecoderComputingLayer, is_sharded
 from .plan import PLAIN, Plan, PlanError, differences
 
 PLAN_KEY = 'repl_plan'
 # Of the weights in a file: another number wherever the parameters of an operator change. Files without it are of 1.
-FORMAT = 2
+FORMAT = 3
 # In files of 1 the weights of these operators are normalized in every step, which they are not any more.
 CHANGED = ('separable', 'conv', 'full')
+# In files of 1 and 2 the light operators of language models have coefficients of so many times their parameters.
+QUICK = 30.0
 
 
 def plan_record(plan: Plan) -> dict:
@@ -69,7 +71,7 @@ def refuse_difference(have: dict, plan: Plan, where: str) -> None:
     number = have.get('format', 1)
     words = [have, *({**have, **own} for own in (have.get('each') or {}).values())]
     changed = any(each.get('mode') not in PLAIN and each.get('operator') in CHANGED for each in words)
-    if number not in (1, FORMAT) or (number == 1 and changed and not have.get('merged')):
+    if number not in (1, 2, FORMAT) or (number == 1 and changed and not have.get('merged')):
         raise PlanError(
             f'{where} has weights of format {number!r}, which were not loaded: expected {FORMAT}; it was written by '
             'another version of repl_mm, whose tools/merge.py makes a file of it that any version reads'
@@ -104,6 +106,14 @@ def begin(backbone: nn.Module, rescale: bool = True) -> None:
                 module.begin(rescale)
 
 
+def slow_down(backbone: nn.Module, state_dict: dict, prefix: str) -> None:
+    """Bring the coefficients of language models, of a file of an earlier format, to what they are now."""
+    layers = [name for name, module in backbone.named_modules() if isinstance(module, DecoderComputingLayer)]
+    places = tuple(f'{prefix}{name}.repl.' for name in layers)
+    for key in [key for key in state_dict if key.startswith(places) and '.coefficients.' in key]:
+        state_dict[key] = state_dict[key] * QUICK
+
+
 def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     """Pre-hook of loading: refuse weights of another plan, and convert stock weights.
 
@@ -123,7 +133,10 @@ def check_and_convert(backbone, state_dict, prefix, *_) -> None:
     state_dict_keys = [key for key in state_dict if key.startswith(prefix)]
     loaded = [key for key in state_dict_keys if key in own and state_dict[key].shape == own[key].shape]
     if saved is not None:
-        refuse_difference(decode_plan(saved), plan, 'the checkpoint')
+        record = decode_plan(saved)
+        refuse_difference(record, plan, 'the checkpoint')
+        if record['format'] < FORMAT:
+            slow_down(backbone, state_dict, prefix)
         for key in state_dict_keys:
             if key.startswith(places) and key in own and state_dict[key].shape != own[key].shape:
                 raise PlanError(

@@ -644,7 +644,7 @@ def test_a_run_gives_the_perplexity_of_a_plain_loop_around_transformers_own_mode
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **no_noise))
     if repl:
         apply_repl(model)
-    start.pop('backbone.repl_plan', None)  # apply_repl alone keeps none
+    start.pop('backbone.repl_plan', None)  # of the whole model below
     model.transformer.load_state_dict({key.removeprefix('backbone.'): value for key, value in start.items()})
     numbers = [WordText(tmp_path / 'data', split, length=8).text for split in ('train', 'valid')]
     train, valid = (

@@ -139,7 +139,8 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
     borrowed = functools.partial(weights, channels=channels)
     if plan.operator == 'full':
         return encoder.full(plan, block, neighbours, borrowed, (proj, fc2), kind=FullDecoderLayer)
-    synthesis = functools.partial(encoder.synthesize, plan, neighbours, borrowed)
+    # trained from scratch, quicker coefficients cost 4 % of the perplexity (docs/log.md)
+    synthesis = functools.partial(encoder.synthesize, plan, neighbours, borrowed, rate=1.0)
     hidden = max(1, round(plan.ratio * hidden))
     syntheses = {role: synthesis(role, (hidden, channels + 1)) for role in ('fc1', 'gate') if role in names(block)}
     # small, so that a converted network starts near the network without the block
