@@ -12,7 +12,8 @@ from .plan import PLAIN, Plan, PlanError, differences
 
 PLAN_KEY = 'repl_plan'
 # Of the weights in a file: another number wherever the parameters of an operator change. Files without it are of 1.
-FORMAT = 3
+# It has more digits than the last: plans of different length cannot be averaged, weights of other meaning must not be.
+FORMAT = 10
 # In files of 1 the weights of these operators are normalized in every step, which they are not any more.
 CHANGED = ('separable', 'conv', 'full')
 # In files of 1 and 2 the light operators of language models have coefficients of so many times their parameters.

@@ -427,6 +427,12 @@ def test_files_of_earlier_formats_are_loaded_where_nothing_changed(name, number)
     torch.testing.assert_close(dict(found), state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('number', [1, 2])
+def test_files_of_earlier_formats_cannot_be_averaged_with_those_of_today(number):
+    backbone = build_backbone('basic')
+    assert len(as_format(backbone, number)[PLAN_KEY]) != len(backbone.state_dict()[PLAN_KEY])
+
+
 @pytest.mark.parametrize('number', [FORMAT + 1, 0, 'new'])
 def test_files_of_another_format_are_refused_in_one_line_and_nothing_is_loaded(number, tmp_path, log):
     backbone = build_backbone('basic')
