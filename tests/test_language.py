@@ -585,6 +585,16 @@ for split in ('train', 'val', 'test'):
 TINY += ['default_hooks.logger.interval=1', 'param_scheduler.0.end=0.5']
 
 
+def tiny_config(folder):
+    """The shipped config of a tiny GPT-2 with RepL and the options ``TINY``, on texts that are written to a folder."""
+    cfg = read_config(str(REPO / 'configs' / 'language' / 'gpt2-t_repl_wikitext2.py'))
+    set_data_root(cfg, str(write_texts(folder)))
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='+', action=DictAction)
+    cfg.merge_from_dict(parser.parse_args(['--options', *TINY]).options)
+    return cfg
+
+
 @WITH
 @pytest.mark.slow
 def test_the_tools_train_test_and_compare_language_models(tmp_path):
@@ -621,13 +631,9 @@ def test_a_run_gives_the_perplexity_of_a_plain_loop_around_transformers_own_mode
     """Known answer from the library: its model, its loss and its shift of labels, on windows cut here."""
     import transformers
 
-    cfg = read_config(str(REPO / 'configs' / 'language' / 'gpt2-t_repl_wikitext2.py'))
-    set_data_root(cfg, str(write_texts(tmp_path / 'data')))
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--options', nargs='+', action=DictAction)
-    cfg.merge_from_dict(parser.parse_args(['--options', *TINY]).options)
+    cfg = tiny_config(tmp_path / 'data')
     sizes = dict(vocab_size=10, n_embd=16, n_head=2, n_layer=6, n_positions=128)
-    no_noise = dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    no_noise = dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)  # each would draw other numbers
     cfg.model.backbone.update(no_noise, type='RepLGPT2Model' if repl else 'GPT2Model')
     cfg.custom_hooks, cfg.param_scheduler = [], None
     cfg.train_dataloader.sampler.shuffle = False
@@ -670,11 +676,7 @@ def test_a_run_gives_the_perplexity_of_a_plain_loop_around_transformers_own_mode
 @pytest.mark.parametrize('operator', [None, *decoder.OPERATORS])
 def test_a_run_with_averaged_weights_resumes_as_if_nothing_had_happened(operator, wrapper, tmp_path):
     """None: the stock network, the control."""
-    cfg = read_config(str(REPO / 'configs' / 'language' / 'gpt2-t_repl_wikitext2.py'))
-    set_data_root(cfg, str(write_texts(tmp_path / 'data')))
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--options', nargs='+', action=DictAction)
-    cfg.merge_from_dict(parser.parse_args(['--options', *TINY]).options)
+    cfg = tiny_config(tmp_path / 'data')
     no_noise = dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)  # a resumed run would draw other numbers
     kind = dict(replace=dict(operator=operator)) if operator else dict(type='GPT2Model')
     cfg.model.backbone.update(**no_noise, **kind)
