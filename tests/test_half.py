@@ -161,6 +161,37 @@ def test_dilation_is_halved_with_the_resolution():
     assert found == [(1, 1), (2, 2)]
 
 
+# backbone, its last norm in a block, what initialization from scratch sets it to
+STARTS = {
+    'bottlenecks': (r50, 'bn3', 0),
+    'basic blocks': (lambda: r50(depth=18), 'bn2', 0),
+    'group norm': (lambda: r50(norm_cfg=dict(type='GN', num_groups=2)), 'gn3', 0),
+    'started whole': (lambda: r50(zero_init_residual=False), 'bn3', 1),
+    'CIFAR': (lambda: CifarResNet(20, base_channels=8), 'bn2', 1),
+}
+
+
+@pytest.mark.parametrize('mode', ['fuse', 'own'])
+@pytest.mark.parametrize('case', STARTS)
+def test_the_last_norm_starts_as_those_of_the_blocks(case, mode):
+    """From scratch; with stock weights at a tenth; and what was saved is loaded as it is."""
+    make, name, start = STARTS[case]
+    backbone, stock = make(), make()
+    apply_repl(backbone, slots=[(1, 1)], operator='half', mode=mode)
+    last = only(backbone).repl['norms'][-1]
+    assert torch.equal(last.weight, torch.full_like(last.weight, 0.1))
+    nn.init.constant_(getattr(stock.layer2[0], name).weight, 0.5)
+    nn.init.constant_(getattr(stock.layer2[-1], name).weight, 0.5)
+    backbone.load_state_dict(stock.state_dict())
+    assert torch.equal(last.weight, torch.full_like(last.weight, 0.1))
+    backbone.init_weights()
+    for norm in (last, getattr(backbone.layer2[0], name)):
+        assert torch.equal(norm.weight, torch.full_like(norm.weight, start))
+    nn.init.constant_(last.weight, 0.7)
+    backbone.load_state_dict(backbone.state_dict())
+    assert torch.equal(last.weight, torch.full_like(last.weight, 0.7))
+
+
 def test_norms_are_of_the_replaced_blocks_kind():
     backbone = r50(norm_cfg=dict(type='GN', num_groups=2))
     apply_repl(backbone, slots=[(1, 1)], operator='half', mode='own')

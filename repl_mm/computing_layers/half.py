@@ -16,13 +16,15 @@ class HalfComputingLayer(ComputingLayer):
     The first convolution of the branch has stride 2, ``up`` repeats every position. The convolutions have synthesized
     weights, a norm of the layer's own after each and the activation between.
 
-    The last norm starts at a tenth, so that a converted network starts near the network without the block;
-    initialization from scratch sets it as it sets all norms. Under the replaced block's ``with_cp`` only the input is
-    kept for backward; norms then update their statistics twice in a step, as those of mm's blocks do.
+    The last norm starts at a tenth, so that a converted network starts near the network without the block. From
+    scratch it starts as those of the kept blocks do: whole, or at nothing (mm's ``zero_init_residual``). Under the
+    replaced block's ``with_cp`` only the input is kept for backward; norms then update their statistics twice in a
+    step, as those of mm's blocks do.
 
     Args:
         convs (dict[str, tuple]): Per convolution, in order, its :class:`repl_mm.fusion.Synthesis`, the settings of
             ``F.conv2d`` (stride, padding, dilation, groups) and its norm.
+        last_norm (callable): Gives the last norm of a kept block, None if it has none.
         neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
         drop (nn.Module | None): Stochastic depth of the replaced block. Defaults to None, nothing.
         activation (nn.Module | None): Between norm and convolution; without parameters. Defaults to None, ReLU.
@@ -31,15 +33,26 @@ class HalfComputingLayer(ComputingLayer):
     Shape: ``(N, C, H, W)`` to the same.
     """
 
-    def __init__(self, convs: dict, neighbours, neighbour_weights, detach, drop=None, activation=None, last=None):
+    def __init__(
+        self, convs: dict, last_norm, neighbours, neighbour_weights, detach, drop=None, activation=None, last=None
+    ):
         syntheses = {name: synthesis for name, (synthesis, *_) in convs.items()}
         super().__init__(syntheses, neighbours, neighbour_weights, detach)
+        self.last_norm = last_norm
         self.settings = [settings for _, settings, _ in convs.values()]
         self.repl['norms'] = nn.ModuleList(norm for *_, norm in convs.values())
         nn.init.constant_(self.repl['norms'][-1].weight, 0.1)
         self.drop = drop or nn.Identity()
         self.activation = activation or nn.ReLU(inplace=True)
         self.last = last or nn.ReLU(inplace=True)
+
+    @torch.no_grad()
+    def begin(self, rescale: bool = True) -> None:
+        super().begin(rescale)
+        # between blocks that start as nothing, a layer that starts whole drowns what all others learn
+        weights = [getattr(self.last_norm(block), 'weight', None) for block in self.between]
+        if rescale and weights and not any(weight is None or weight.any() for weight in weights):
+            nn.init.zeros_(self.repl['norms'][-1].weight)
 
     def branch(self, x: Tensor) -> Tensor:
         """All but the shortcut."""

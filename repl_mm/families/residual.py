@@ -130,7 +130,8 @@ def build(
         last=last,
     )
     if plan.operator == 'half':
-        return HalfComputingLayer(_half(plan, block, neighbours, read), **settings)
+        last_norm = functools.partial(_last_norm, read)
+        return HalfComputingLayer(_half(plan, block, neighbours, read), last_norm, **settings)
     spatial = block.get_submodule(parts.spatial[0])
     kernel = spatial.kernel_size
     keeping = around(kernel, spatial.dilation)
@@ -152,6 +153,12 @@ def build(
             expand=(synthesis('expand', (channels, hidden, 1, 1), dim=1, start=START), {}),
         )
     return ResidualComputingLayer(convs, **settings)
+
+
+def _last_norm(read: Callable[[nn.Module], Parts], block: nn.Module) -> nn.Module | None:
+    """What stands behind the last convolution of a block."""
+    norms = read(block).norms
+    return norms[-1] if norms else None
 
 
 def _width(block: nn.Module, parts: Parts) -> int:
