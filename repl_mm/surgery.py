@@ -79,8 +79,8 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
         if here.mode == 'random':
             layer.replace_borrowed(torch.Generator().manual_seed(1000 * slot.stage + slot.index))
         layer = layer.to(next(block.parameters()))  # its device and precision
-        layer.begin()
         layer.between = between
+        layer.begin()
         layer.with_cp = layer.with_cp or getattr(block, 'with_cp', False)
         for neighbour in layer.neighbours:
             name = names[id(neighbour.block)]

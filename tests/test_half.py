@@ -192,6 +192,19 @@ def test_the_last_norm_starts_as_those_of_the_blocks(case, mode):
     assert torch.equal(last.weight, torch.full_like(last.weight, 0.7))
 
 
+def test_the_last_norm_starts_at_nothing_in_a_network_that_was_initialized_before():
+    """Networks of timm and torchvision are initialized when they are built; on the meta device nothing is known."""
+    backbone = r50()
+    backbone.init_weights()
+    apply_repl(backbone, slots=[(1, 1)], operator='half')
+    assert not only(backbone).repl['norms'][-1].weight.any()
+    stock = r50().state_dict()
+    with torch.device('meta'):
+        backbone = r50()
+        apply_repl(backbone, slots=[(1, 1)], operator='half')
+        backbone.load_state_dict(stock)
+
+
 def test_norms_are_of_the_replaced_blocks_kind():
     backbone = r50(norm_cfg=dict(type='GN', num_groups=2))
     apply_repl(backbone, slots=[(1, 1)], operator='half', mode='own')

@@ -16,10 +16,10 @@ class HalfComputingLayer(ComputingLayer):
     The first convolution of the branch has stride 2, ``up`` repeats every position. The convolutions have synthesized
     weights, a norm of the layer's own after each and the activation between.
 
-    The last norm starts at a tenth, so that a converted network starts near the network without the block. From
-    scratch it starts as those of the kept blocks do: whole, or at nothing (mm's ``zero_init_residual``). Under the
-    replaced block's ``with_cp`` only the input is kept for backward; norms then update their statistics twice in a
-    step, as those of mm's blocks do.
+    The last norm starts at a tenth, so that a converted network starts near the network without the block.
+    Initialization from scratch may set it as it sets all norms; where the kept blocks start at nothing (mm's
+    ``zero_init_residual``), so does the layer. Under the replaced block's ``with_cp`` only the input is kept for
+    backward; norms then update their statistics twice in a step, as those of mm's blocks do.
 
     Args:
         convs (dict[str, tuple]): Per convolution, in order, its :class:`repl_mm.fusion.Synthesis`, the settings of
@@ -51,7 +51,7 @@ class HalfComputingLayer(ComputingLayer):
         super().begin(rescale)
         # between blocks that start as nothing, a layer that starts whole drowns what all others learn
         weights = [getattr(self.last_norm(block), 'weight', None) for block in self.between]
-        if rescale and weights and not any(weight is None or weight.any() for weight in weights):
+        if rescale and weights and not any(weight is None or weight.is_meta or weight.any() for weight in weights):
             nn.init.zeros_(self.repl['norms'][-1].weight)
 
     def branch(self, x: Tensor) -> Tensor:
