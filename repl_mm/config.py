@@ -435,14 +435,17 @@ def example_input(cfg: Config, shape: tuple[int, ...] | None = None, batch: int 
 
     Args:
         cfg (Config): A config with stock or RepL backbones.
-        shape (tuple[int] | None): Height and width, or the number of words. Defaults to None: 800x1344, or as many
-            words as the network has positions, and no more than 1024.
+        shape (tuple[int] | None): Height and width, or the number of words. Defaults to None: the ``size`` of the
+            config's data preprocessor (classifiers, segmentors), without one 800x1344, or as many words as the network
+            has positions, and no more than 1024.
         batch (int): Images or texts in a step. Defaults to 2.
     """
     if shape is None:
         words = [node for node in find_backbones(cfg.get('model')).values() if takes_words(node)]
         positions = [node.get('n_positions') or node.get('max_position_embeddings') or 1024 for node in words]
-        shape = (min(*positions, 1024),) if words else ImageInput().shape
+        size = (cfg.get('model', {}).get('data_preprocessor') or {}).get('size') or ImageInput().shape
+        shape = (min(*positions, 1024),) if words else size
+        shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
     return make_input(shape, batch)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 TRANSFORMS = ('scalar', 'channel', 'mix')
 SHORTEST = 0.1  # of a row, relative to the root mean square length of the rows
 BLOCK = 64  # channels
+LARGE = 2**16  # elements of a weight whose gradient is better made in its own order
 EPS = 1e-12
 
 
@@ -270,9 +271,26 @@ class FusedWeight(WeightSource):
 
     def forward(self, weights: list[Tensor]) -> Tensor:
         total = None
-        for j, weight in enumerate(weights):
-            total = self.transform(j, self.matrix(weight), total)
-        return self.unmatrix(total if self.rate == 1 else total * self.rate)
+        if self.type == 'mix' and self.dim == 1 and LARGE <= math.prod(self.shape) == math.prod(self.shape[:2]):
+            for weight, factor in zip(weights, self.coefficients, strict=True):
+                total = self._mix_columns(weight, factor, total)
+            total = total.transpose(0, 1).reshape(self.shape)
+        else:
+            for j, weight in enumerate(weights):
+                total = self.transform(j, self.matrix(weight), total)
+            total = self.unmatrix(total)
+        return total if self.rate == 1 else total * self.rate
+
+    def _mix_columns(self, weight: Tensor, factor: Tensor, total: Tensor | None) -> Tensor:
+        """What :meth:`transform` does, as ``(groups, out, hidden)``.
+
+        The weight's gradient lies in memory as the weight does, so that its sum with the neighbour's own gradient is
+        quicker: where weights are large this saves more time than the product takes. It is three operations more.
+        """
+        weight = align_channels(align_kernel(weight, self.shape[2:]), 0, self.shape[0]).flatten(1)
+        columns = weight.unflatten(1, (self.groups, -1)).transpose(0, 1)
+        factor = factor.to(weight.dtype).transpose(1, 2)
+        return torch.bmm(columns, factor) if total is None else torch.baddbmm(total, columns, factor)
 
     def _few(self) -> float:
         """Up to how many positions it takes fewer FLOPs to apply neighbours and mixing one after the other.
@@ -318,8 +336,10 @@ class FusedWeight(WeightSource):
                 seen = rows if matrix.shape[1] == rows.shape[1] else rows.unflatten(1, (matrix.shape[1], -1)).sum(2)
                 units, factor = self._grouped(F.linear(seen, matrix)), factor.transpose(1, 2)
                 total = torch.bmm(units, factor) if total is None else torch.baddbmm(total, units, factor)
-        rows = total if inner else total.transpose(0, 1).flatten(1)
-        return rows.to(x.dtype).unflatten(0, (len(x), -1)).transpose(1, 2).unflatten(2, x.shape[2:])
+        total = total.to(x.dtype).unflatten(-2, (len(x), -1))
+        if inner:
+            return total.transpose(1, 2).unflatten(2, x.shape[2:])
+        return total.permute(1, 0, 3, 2).reshape(len(x), -1, *x.shape[2:])
 
     def _grouped(self, rows: Tensor) -> Tensor:
         """``(positions, groups * k)`` as ``(groups, positions, k)``."""

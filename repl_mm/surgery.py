@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from .checkpoint import attach_plan, begin
@@ -77,7 +76,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
         here = plan.at(slot)
         layer = family.build(here, block, between)
         if here.mode == 'random':
-            layer.replace_borrowed(torch.Generator().manual_seed(1000 * slot.stage + slot.index))
+            layer.replace_borrowed(seed=1000 * slot.stage + slot.index)
         layer = layer.to(next(block.parameters()))  # its device and precision
         layer.between = between
         layer.begin()

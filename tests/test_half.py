@@ -12,6 +12,7 @@ from torch import nn
 import repl_mm
 from repl_mm import apply_repl, computing_layers
 from repl_mm.classification import CifarResNet
+from repl_mm.computing_layers.base import SMALL
 from repl_mm.fusion import UnitsWeight
 from repl_mm.plan import default_slots
 
@@ -227,10 +228,10 @@ def test_with_cp_gives_the_same_gradients():
             torch.testing.assert_close(one, other)
 
 
-def graph_breaks(backbone, size):
+def graph_breaks(backbone, size, batch=2):
     torch._dynamo.reset()
     backbone.train()
-    return torch._dynamo.explain(backbone)(torch.rand(2, 3, size, size)).graph_break_count
+    return torch._dynamo.explain(backbone)(torch.rand(batch, 3, size, size)).graph_break_count
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -241,6 +242,8 @@ def test_a_compiled_resnet_has_one_graph(replace):
     backbone = CifarResNet(20, base_channels=8)
     apply_repl(backbone, **replace)
     assert graph_breaks(backbone, 32) == graph_breaks(CifarResNet(20, base_channels=8), 32) == 0
+    large = 2 * SMALL // (8 * 32 * 32)  # images beside which hidden activations are computed twice
+    assert graph_breaks(backbone, 32, large) == 0
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -321,6 +324,34 @@ def test_random_weights_stand_in_the_neighbours_place(operator):
         layer = next(layer for _, layer in computing_layers(net))
         layer(torch.rand(1, 64, 8, 8)).square().sum().backward()
         assert any(p.grad is not None for p in net.layer2[0].parameters()) == reaches
+
+
+@pytest.mark.parametrize('operator', ['separable', 'half'])
+def test_random_weights_of_a_network_from_the_meta_device(operator):
+    wanted = CifarResNet(20)
+    apply_repl(wanted, slots=[(1, 1)], operator=operator, mode='random')
+    with torch.device('meta'):
+        backbone = CifarResNet(20)
+        apply_repl(backbone, slots=[(1, 1)], operator=operator, mode='random')
+    backbone.to_empty(device='cpu')
+    for name, buffer in backbone.named_buffers():
+        if 'noise' in name:
+            nn.init.constant_(buffer, float('nan'))
+    backbone.init_weights()
+    for name in only(wanted).names:
+        for one, other in zip(only(wanted).borrow(name), only(backbone).borrow(name), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_random_gains_of_norms_are_ones():
+    vit = pytest.importorskip('mmseg.models').VisionTransformer
+    backbone = vit(img_size=32, patch_size=8, embed_dims=16, num_layers=4, num_heads=2)
+    apply_repl(backbone, slots=[(0, 1)], operator='full', mode='random')
+    gains = [name for name in only(backbone).names if name.startswith('ln') and name.endswith('weight')]
+    assert gains
+    for name, (weight, _) in zip(only(backbone).names, only(backbone).synthesize(), strict=True):
+        if name in gains:
+            torch.testing.assert_close(weight, torch.ones(16))
 
 
 def lent_to(layer, name):

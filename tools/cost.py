@@ -21,9 +21,9 @@ from repl_mm import arms as language
 from repl_mm import config, cost
 
 SMALL = {
-    cost.ImageInput: cost.ImageInput((64, 64)),
-    cost.WordInput: cost.WordInput((64,)),
-}  # where the number of operations counts more than their size
+    cost.ImageInput: (64, 64),
+    cost.WordInput: (64,),
+}  # where operations are short
 
 
 def parse_args(args=None):
@@ -35,7 +35,11 @@ def parse_args(args=None):
     parser.add_argument('config', help='config file, or a name as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     parser.add_argument('--arms', nargs='+', help='default: e2e fuse remove and what the backbone has switches for')
     parser.add_argument(
-        '--shape', type=int, nargs='+', metavar='N', help='image, H W (default: 800 1344); words of a text'
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help="image, H W (default: the size in the config's data preprocessor, else 800 1344); words of a text",
     )
     parser.add_argument('--batch', type=int, default=2, help='images or texts in a step')
     parser.add_argument('--jobs', type=int, default=2, help='processes that count (where the system can fork)')
@@ -113,7 +117,7 @@ def main(args=None):
     out = dict(config=args.config, optimizer=optimizer, rows=list(cost.relative(rows)))
     if args.time:
         arms = [arm for arm, row in zip(arms, rows, strict=True) if row.cost]
-        for key, inputs in dict(time=steps, time_small=SMALL[type(steps)]).items():
+        for key, inputs in dict(time=steps, time_small=config.example_input(cfg, SMALL[type(steps)], batch)).items():
             timed = [dataclasses.replace(arm, inputs=inputs) for arm in arms]
             try:
                 out[key] = cost.time_arms(timed, cfg, args.time, device)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 
 import torch
@@ -39,7 +39,7 @@ class ComputingLayer(nn.Module):
     _folded: tuple | None = None
     with_cp = False  # of the replaced block: memory is dearer than time
     merged = False  # whether it is made of plain modules
-    random = False  # whether noise stands in the place of what is borrowed
+    random: int | None = None  # seed of the noise that stands in the place of what is borrowed
     between: tuple[nn.Module, ...] = ()  # the kept blocks on both sides, also where they lend nothing
 
     def __init__(self, syntheses=None, neighbours: tuple = (), neighbour_weights=None, detach=False, copies=False):
@@ -116,16 +116,28 @@ class ComputingLayer(nn.Module):
             return weight.to(precision), bias
         return self.repl[_key(name)](weights)
 
-    def replace_borrowed(self, generator: torch.Generator) -> None:
+    def replace_borrowed(self, seed: int) -> None:
         """Put fixed random weights of the same shapes in the place of all that is borrowed: ``mode='random'``.
 
-        They are in no state dict: the same generator gives them again.
+        They are in no state dict: the same seed gives them again. Gains of norms and LayerScales are ones: noise
+        in their place would be no norm.
+
+        Args:
+            seed (int): Of the random numbers.
         """
+        self.random = seed
+        for key, noise in self._noise():
+            self.register_buffer(key, noise, persistent=False)
+
+    def _noise(self) -> Iterator[tuple[str, Tensor]]:
+        generator = torch.Generator().manual_seed(self.random)
         for name, shapes in self.lent.items():
             for index, shape in enumerate(itertools.chain.from_iterable(shapes)):
-                noise = torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
-                self.register_buffer(f'noise/{_key(name)}/{index}', noise, persistent=False)
-        self.random = True
+                if len(shape) == 1 and not name.endswith('bias'):
+                    noise = torch.ones(shape, device='cpu')
+                else:
+                    noise = torch.randn(shape, generator=generator, device='cpu') / math.sqrt(math.prod(shape[1:]))
+                yield f'noise/{_key(name)}/{index}', noise
 
     @torch.no_grad()
     def begin(self, rescale: bool = True) -> None:
@@ -135,9 +147,12 @@ class ComputingLayer(nn.Module):
             rescale (bool): Whether the layer's parameters follow; otherwise they belong to these weights already.
                 Defaults to True.
         """
+        if self.random is not None:
+            for key, noise in self._noise():  # again: a layer that was built on the meta device has none yet
+                self.get_buffer(key).copy_(noise)
         for name in self.names:
             synthesis, lent = self.repl[_key(name)], self._lent(name)
-            if self.random:
+            if self.random is not None:
                 noise = self.borrow(name)
                 sizes = [a.square().mean().sqrt() / b.square().mean().sqrt() for a, b in zip(lent, noise, strict=True)]
                 synthesis.begin(noise, sizes, rescale)
@@ -150,7 +165,7 @@ class ComputingLayer(nn.Module):
         Raises:
             BorrowError: A neighbour was changed so that they mean something else.
         """
-        if self.random:
+        if self.random is not None:
             shapes = itertools.chain.from_iterable(self.lent[name])
             return [self.get_buffer(f'noise/{_key(name)}/{index}') for index, _ in enumerate(shapes)]
         weights = self._lent(name)

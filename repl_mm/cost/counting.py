@@ -221,7 +221,7 @@ def is_view(operation: torch._ops.OpOverload) -> bool:
 class _FlopCounter(TorchDispatchMode):
     """Sum of torch's FLOP formulas: ``FlopCounterMode`` without its account per module, half of its time.
 
-    Counts operations as well: of custom and compiled ones those inside, which call aten in their turn.
+    Counts operations as well. A custom operator would count as one, whatever is inside: no computing layer has one.
     """
 
     formulas = {
