@@ -271,7 +271,8 @@ class FusedWeight(WeightSource):
 
     def forward(self, weights: list[Tensor]) -> Tensor:
         total = None
-        if self.type == 'mix' and self.dim == 1 and LARGE <= math.prod(self.shape) == math.prod(self.shape[:2]):
+        pointwise = len(self.shape) > 2 and math.prod(self.shape[2:]) == 1
+        if self.type == 'mix' and self.dim == 1 and pointwise and math.prod(self.shape) >= LARGE:
             for weight, factor in zip(weights, self.coefficients, strict=True):
                 total = self._mix_columns(weight, factor, total)
             total = total.transpose(0, 1).reshape(self.shape)
