@@ -294,7 +294,7 @@ def add_at_half(run, x: Tensor, grid: TokenGrid, hw_shape=None, width: int | Non
     """
     if given := [name for name, value in attention.items() if value is not None and value is not False]:
         raise ValueError(
-            f"replace.operator='half' cannot bring {given[0]!r}, which is made for all tokens, to half the resolution: "
+            f"replace.operator='half' cannot halve {given[0]!r}, which is made for all tokens: "
             "expected a backbone that gives its layers none, or the operator 'mlp', 'mixer' or 'full'"
         )
     if x.dim() == 4:

@@ -259,8 +259,9 @@ def full(
         shape = tuple(own.shape)
         if not any(borrowed(neighbour, name) for neighbour in neighbours):
             raise PlanError(
-                f'replace.operator={plan.operator!r} needs a neighbour built like the replaced {type(block).__name__}, '
-                f'but none has {name!r} (they are {", ".join(type(n).__name__ for n in neighbours)}): expected {light}'
+                f'replace.operator={plan.operator!r} needs a neighbour built like the replaced {type(block).__name__}'
+                f', but none has {name!r} (they are {", ".join(type(n).__name__ for n in neighbours)}): '
+                f'expected {light}'
             )
         settings = dict(rate=1.0)  # quicker coefficients diverge under SGD
         if name in last or name.rpartition('.')[0] in last:
