@@ -19,6 +19,8 @@ class HalfTokensComputingLayer(FullComputingLayer):
     is the one that ``grid`` saw last. ``(N, H, W, C)`` to the same.
     """
 
+    operator = 'half'
+
     def __init__(self, block: nn.Module, syntheses: dict, neighbours: tuple, neighbour_weights, detach: bool):
         super().__init__(block, syntheses, neighbours, neighbour_weights, detach)
         self.grid = TokenGrid()
