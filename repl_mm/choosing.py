@@ -512,6 +512,8 @@ class _Trials:
         names = {id(module): name for name, module in self.net.named_modules()}
         found = {}
         with torch.enable_grad(), frozen(backbone):
+            with torch.no_grad():
+                backbone(self.fitted_on[0])  # layers of operator 'half' learn of the grid, in the network they leave
             calibrate(backbone, self.fitted_on)
             for s, i in missing:
                 layer, name = stages[s][i], names[id(self.stages[s][i])]

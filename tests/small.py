@@ -269,6 +269,7 @@ BACKBONES = {
     'resnext': (dict(R50, type='ResNeXt', groups=4, base_width=4), dict(stages=(3,), fusion='channel')),
     'vit': (TRANSFORMERS['vit'], dict(operator='mlp')),
     'vit_full': (TRANSFORMERS['vit'], dict(operator='full')),
+    'vit_half': (TRANSFORMERS['vit'], dict(operator='half')),
     'beit': (TRANSFORMERS['beit'], dict(operator='mixer')),
     'swin': (dict(SWIN, **STILL, frozen_stages=1), dict(operator='full')),
     'mit': (dict(TRANSFORMERS['mit'], **STILL), dict(operator='mlp')),

@@ -25,6 +25,7 @@ from repl_mm.families import FAMILIES, find_family
 REPO = Path(__file__).resolve().parents[1]
 BASIC = ('r18', 'r34', 'gn r18', 'mmseg r18 v1c', 'cifar')
 NO_FULL = ('dcn', 'resnext dcn', 'attention', 'context', 'svt')
+NO_HALF = ('beit', 'mae', 'timm dinov3', 'svt')  # tests/test_half_tokens.py
 THOROUGH = ('r18', 'r50', 'with_cp', 'dcn', 'resnext', 'res2net', 'resnest', 'mmseg multi_grid')  # all of REPLACE
 THOROUGH += ('gpt2', 'llama', *TRANSFORMERS, *MANY_BLOCKS, 'convnext', 'poolformer', 'timm swin', 'timm dinov3')
 QUICK = ('r101', 'r152', 'regnet 800mf')  # big: the default only
@@ -60,6 +61,8 @@ def chosen(name, case):
     if REPLACE[case].get('operator', family.OPERATORS[0]) not in family.OPERATORS:
         return False
     if (case == 'conv channel' and name not in BASIC) or ('full' in case and name in NO_FULL):
+        return False
+    if 'half' in case and name in NO_HALF:
         return False
     return (
         case == 'default' or name in THOROUGH or (case in ('conv channel', 'full mix', 'remove') and name not in QUICK)
@@ -134,7 +137,10 @@ def test_network(name, case):
     own = {key: p for key, p in after.named_parameters() if '.repl.' in key}
     assert sum(p.numel() for p in after.parameters()) == stock_count + sum(p.numel() for p in own.values())
     assert all(key.startswith(replaced) for key in own)
-    if case != 'share full':  # there it has norms of its own only, and transformers share these as well
+    if case not in (
+        'share full',
+        'half share',
+    ):  # there it has norms of its own only, and transformers share these as well
         assert bool(own) == (REPLACE[case].get('mode') != 'remove')
     assert all(p.dim() >= 1 and p.requires_grad for p in own.values())
 

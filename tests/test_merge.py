@@ -116,7 +116,7 @@ def test_a_merged_backbone_gives_the_same_and_is_built_by_one_word(name, case):
 @pytest.mark.parametrize(
     ('name', 'operator'),
     [('r50', 'separable'), ('r50', 'half'), ('r50', 'full'), ('r18', 'conv')]
-    + list(itertools.product(('vit', 'swin', 'mit'), ('mixer', 'mlp', 'full'))),
+    + list(itertools.product(('vit', 'swin', 'mit'), ('mixer', 'mlp', 'half', 'full'))),
 )
 def test_the_branches_that_are_compared_count(name, operator):
     """A fresh branch adds a tenth of its input: an error in it could hide."""

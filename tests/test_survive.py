@@ -212,7 +212,7 @@ def test_jit_trace_with_gradients_is_that_without_or_says_what_to_do(name):
     """By torch's own check, which traces again without gradients."""
     backbone, x = build_backbone(name), images()
     backbone.eval()
-    if repl_mm.plan_of(backbone).operator == 'full':
+    if name == 'vit_half' or repl_mm.plan_of(backbone).operator == 'full':
         with pytest.raises(RuntimeError, match=r'call repl_mm.fold\(model.eval\(\)\) before'):
             torch.jit.trace(backbone, x)
         repl_mm.fold(backbone)

@@ -11,8 +11,9 @@ from .borrowing import BorrowError, dotted, is_sharded, tensor_of
 from .causal import DecoderComputingLayer
 from .full import FullComputingLayer
 from .half import HalfComputingLayer
+from .half_tokens import HalfTokensComputingLayer
 from .map_mlp import MapMLPComputingLayer
-from .merged import MergedLayer
+from .merged import MergedLayer, TokenGrid
 from .patch import PatchComputingLayer
 from .residual import ResidualComputingLayer
 from .transformer import TransformerComputingLayer
@@ -23,10 +24,12 @@ __all__ = [
     'DecoderComputingLayer',
     'FullComputingLayer',
     'HalfComputingLayer',
+    'HalfTokensComputingLayer',
     'MapMLPComputingLayer',
     'MergedLayer',
     'PatchComputingLayer',
     'ResidualComputingLayer',
+    'TokenGrid',
     'TransformerComputingLayer',
     'dotted',
     'is_sharded',

@@ -27,6 +27,8 @@ class FullComputingLayer(ComputingLayer):
         neighbours, neighbour_weights, detach: See :class:`ComputingLayer`.
     """
 
+    operator = 'full'
+
     def __init__(self, block: nn.Module, syntheses: dict, neighbours: tuple, neighbour_weights, detach: bool):
         super().__init__(syntheses, neighbours, neighbour_weights, detach)
         self.repl['block'] = block
@@ -91,7 +93,7 @@ class FullComputingLayer(ComputingLayer):
             self.own.check()
             if torch.jit.is_tracing():
                 raise RuntimeError(
-                    "torch.jit.trace cannot record weights that operator='full' synthesizes: call "
+                    f'torch.jit.trace cannot record weights that operator={self.operator!r} synthesizes: call '
                     'repl_mm.fold(model.eval()) before'
                 )
             # within a checkpoint of its own, the synthesis is recomputed with the block

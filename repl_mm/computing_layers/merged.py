@@ -224,6 +224,102 @@ class MergedBlock(MergedLayer):
             self.repl.init_weights()
 
 
+class MergedHalfTokens(MergedBlock):
+    """``x + up(module(pool(x)) - pool(x))`` for tokens: :class:`HalfTokensComputingLayer` merged.
+
+    Args:
+        module (nn.Module): An encoder layer with weights of its own.
+        grid (TokenGrid): Where the tokens lie.
+
+    Shape: That of :class:`HalfTokensComputingLayer`.
+    """
+
+    def __init__(self, module: nn.Module, grid: 'TokenGrid'):
+        super().__init__(module)
+        self.grid = grid
+
+    def forward(self, x: Tensor, *shape, **attention) -> Tensor:
+        return add_at_half(self.repl, x, self.grid, *shape, **attention)
+
+
+class TokenGrid:
+    """How the tokens of a plain ViT lie: its layers are not told. A forward hook of the patch embedding.
+
+    Args:
+        prefix (int): Tokens in front of the grid, as a class token. Defaults to 0.
+    """
+
+    def __init__(self, prefix: int = 0):
+        self.prefix = prefix
+        self.shape = None
+
+    def __call__(self, embed: nn.Module, args: tuple, out) -> None:
+        """Keep height and width: mm's patch embedding gives them with the tokens, timm's counts them."""
+        self.shape = out[1] if isinstance(out, tuple) else embed.dynamic_feat_size(args[0].shape[-2:])
+
+    def check(self, x: Tensor) -> None:
+        """Check that tokens ``(N, L, C)`` are those of the grid.
+
+        Raises:
+            ValueError: Not so.
+        """
+        if torch.jit.is_tracing():  # shapes are tensors there, which no condition may depend on
+            return
+        if self.shape is None or x.shape[1] != self.prefix + self.shape[0] * self.shape[1]:
+            grid = 'no grid' if self.shape is None else f'a grid of {self.shape[0]}x{self.shape[1]}'
+            raise ValueError(
+                f"replace.operator='half' got {x.shape[1]} tokens, where the backbone's patch embedding gave {grid} "
+                f'and {self.prefix} stand in front of it: expected all tokens of the grid (none dropped), in the '
+                "backbone that the layer was built for, or the operator 'mlp', 'mixer' or 'full'"
+            )
+
+
+def add_at_half(run, x: Tensor, grid: TokenGrid, hw_shape=None, width: int | None = None, **attention) -> Tensor:
+    """Return ``x + up(run(pool(x)) - pool(x))``: what a layer adds to its tokens at half the resolution.
+
+    Args:
+        run (callable): The layer.
+        x (Tensor): ``(N, L, C)``, or ``(N, H, W, C)``.
+        grid (TokenGrid): Of the tokens, where there is no ``hw_shape``.
+        hw_shape (tuple[int] | int | None): ``(H, W)``, or H beside W; the layer gets the half in the same way.
+            Defaults to None.
+        width (int | None): W. Defaults to None.
+        **attention: Must hold nothing: a mask fits the whole resolution.
+
+    Returns:
+        Tensor: Of the shape of ``x``.
+
+    Raises:
+        ValueError: There is a mask or the like, or the tokens are not those of the grid.
+    """
+    if given := [name for name, value in attention.items() if value is not None and value is not False]:
+        raise ValueError(
+            f"replace.operator='half' cannot halve {given[0]!r}, which is made for all tokens: "
+            "expected a backbone that gives its layers none, or the operator 'mlp', 'mixer' or 'full'"
+        )
+    if x.dim() == 4:
+        small = pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        added = (run(small) - small).permute(0, 3, 1, 2)
+        return x + F.interpolate(added, x.shape[1:3]).permute(0, 2, 3, 1)
+    prefix, size = 0, hw_shape if width is None else (hw_shape, width)
+    if size is None:
+        grid.check(x)
+        prefix, size = grid.prefix, grid.shape
+    maps = pool(x[:, prefix:].transpose(1, 2).unflatten(2, size))
+    half = tuple(maps.shape[-2:])
+    small = maps.flatten(2).transpose(1, 2)
+    small = torch.cat([x[:, :prefix], small], 1) if prefix else small
+    shape = () if hw_shape is None else (half,) if width is None else half
+    added = run(small, *shape) - small
+    up = F.interpolate(added[:, prefix:].transpose(1, 2).unflatten(2, half), size).flatten(2).transpose(1, 2)
+    return x + (torch.cat([added[:, :prefix], up], 1) if prefix else up)
+
+
+def pool(maps: Tensor) -> Tensor:
+    """Return the means of 2x2 positions of ``(N, C, H, W)``; at an odd border, of those that there are."""
+    return F.avg_pool2d(maps, 2, ceil_mode=True, count_include_pad=False)
+
+
 class ScaleShift(nn.Module):
     """A gain and a bias for each channel, the last dimension of ``x``."""
 

@@ -7,6 +7,7 @@ of its weight: the affine part of the norm in front of it, LayerScale behind it,
 
 import copy
 import functools
+import inspect
 import os
 
 import torch
@@ -18,6 +19,7 @@ from .. import fusion
 from ..computing_layers import (
     ComputingLayer,
     FullComputingLayer,
+    HalfTokensComputingLayer,
     PatchComputingLayer,
     TransformerComputingLayer,
     tensor_of,
@@ -26,7 +28,7 @@ from ..plan import Plan, PlanError
 from ..subclass import Specialized, specialize
 from .contract import missing
 
-OPERATORS = ('mlp', 'mixer', 'full')
+OPERATORS = ('mlp', 'mixer', 'half', 'full')
 DEFAULTS = dict(every=3, ratio=0.25, fusion=dict(type='mix', groups=32))
 RATE = 30.0  # of the fusion coefficients: transformers are trained by AdamW, and their weights are of the size 1 / 30
 EXPECTED = 'encoder layers with norm1, attn, norm2 and ffn or mlp'
@@ -176,8 +178,14 @@ def build(plan: Plan, block: nn.Module, neighbours: tuple[nn.Module, ...]) -> nn
         return PatchComputingLayer(channels, plan.mode == 'linear', maps=False)
     neighbours = plan.lenders(neighbours)
     borrowed = functools.partial(weights, channels=channels)
+    last = (projection(block), linears(block)[-1])
+    if plan.operator == 'half':
+        check_half(block)
+        layer = full(plan, block, neighbours, borrowed, last, kind=HalfTokensComputingLayer)
+        fit_windows(layer.repl['block'])
+        return layer
     if plan.operator == 'full':
-        return full(plan, block, neighbours, borrowed, (projection(block), linears(block)[-1]))
+        return full(plan, block, neighbours, borrowed, last)
     synthesis = functools.partial(synthesize, plan, neighbours, borrowed)
     fc1, *spatial, _ = linears(block)
     hidden = max(1, round(plan.ratio * len(fc1.weight)))
@@ -251,8 +259,9 @@ def full(
         shape = tuple(own.shape)
         if not any(borrowed(neighbour, name) for neighbour in neighbours):
             raise PlanError(
-                f"replace.operator='full' needs a neighbour built like the replaced {type(block).__name__}, but none "
-                f'has {name!r} (they are {", ".join(type(n).__name__ for n in neighbours)}): expected {light}'
+                f'replace.operator={plan.operator!r} needs a neighbour built like the replaced {type(block).__name__}'
+                f', but none has {name!r} (they are {", ".join(type(n).__name__ for n in neighbours)}): '
+                f'expected {light}'
             )
         settings = dict(rate=1.0)  # quicker coefficients diverge under SGD
         if name in last or name.rpartition('.')[0] in last:
@@ -267,6 +276,41 @@ def full(
         if isinstance(module, _BatchNorm):  # statistics of another input
             module.reset_running_stats()
     return kind(block, syntheses, neighbours, borrowed, plan.detach)
+
+
+def check_half(block: nn.Module) -> None:
+    """Check that a layer runs on a grid of any size.
+
+    Raises:
+        PlanError: Its attention knows one grid only, by tables of relative positions or by rotations.
+    """
+    windows = hasattr(block.attn, 'w_msa') or hasattr(block, 'shift_size')  # of Swin: they stay as large as they are
+    table = any('relative_position' in name for name, _ in block.attn.named_parameters())
+    takes = inspect.signature(block.forward).parameters
+    if table and not windows:
+        wrong = 'has relative positions of one grid'
+    elif 'rope' in takes or getattr(block.attn, 'rope', None) is not None:
+        wrong = 'rotates by positions of one grid'
+    elif 'rel_pos_bias' in takes:
+        wrong = 'is given relative positions of one grid'
+    else:
+        return
+    raise PlanError(
+        f"replace.operator='half' cannot run a {type(block).__name__} on half the grid: its attention {wrong}; "
+        "expected 'mlp', 'mixer' or 'full'"
+    )
+
+
+def fit_windows(block: nn.Module) -> None:
+    """Let a layer with windows run on half the grid: they are padded where it is smaller, and masks are of its size.
+
+    mm's layers of detection and segmentation do so by themselves.
+    """
+    if hasattr(block.attn, 'pad_small_map'):  # of mmpretrain
+        block.attn.pad_small_map = True
+    if getattr(block, 'attn_mask', None) is not None:  # of timm, made once
+        block.input_resolution = tuple((side + 1) // 2 for side in block.input_resolution)
+        block.attn_mask = block.get_attn_mask().to(block.attn_mask)
 
 
 TABLE = 'relative_position_bias_table'

@@ -11,7 +11,7 @@ from .encoder import build  # noqa: F401  (part of the family)
 
 BACKBONES = ('MSCAN',)
 REFUSED = {}
-OPERATORS = ('mlp', 'full')
+OPERATORS = ('mlp', 'half', 'full')
 DEFAULTS = dict(every=2, ratio=0.25, fusion=dict(type='mix', groups=32))
 PARTS = ('norm1.weight', 'attn.proj_2.weight', 'norm2.weight', 'mlp.fc1.weight', 'mlp.dwconv.weight', 'mlp.fc2.weight')
 

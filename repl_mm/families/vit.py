@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from ..computing_layers import ComputingLayer
+from ..computing_layers import ComputingLayer, TokenGrid
 from . import encoder
 from .contract import misfit_of_blocks
 from .encoder import DEFAULTS, OPERATORS, build  # noqa: F401  (part of the family)
@@ -42,12 +42,19 @@ def openers(backbone: nn.Module) -> tuple:
 
 
 def finish(backbone: nn.Module) -> None:
-    """Prepare for the initialization code of these classes.
+    """Tell the layers of operator 'half' how tokens lie, and prepare for the initialization code of these classes.
 
     That of MAE asks every layer for parts of its attention. None reads the ``prefix`` of a dict ``init_cfg``; a list
     is left to mmengine, which does.
     """
     encoder.finish(backbone)
+    halves = [layer for layer in stages(backbone)[0] if isinstance(getattr(layer, 'grid', None), TokenGrid)]
+    if halves and hasattr(backbone, 'patch_embed'):
+        names = ('num_prefix_tokens', 'num_extra_tokens', 'with_cls_token')  # of timm, mmpretrain, mmseg
+        grid = TokenGrid(next((int(getattr(backbone, name)) for name in names if hasattr(backbone, name)), 0))
+        backbone.patch_embed.register_forward_hook(grid)
+        for layer in halves:
+            layer.grid = grid
     init_cfg = getattr(backbone, 'init_cfg', None)
     if isinstance(init_cfg, dict) and 'prefix' in init_cfg:
         backbone.init_cfg = [init_cfg]
