@@ -137,7 +137,7 @@ def test_network(name, case):
     own = {key: p for key, p in after.named_parameters() if '.repl.' in key}
     assert sum(p.numel() for p in after.parameters()) == stock_count + sum(p.numel() for p in own.values())
     assert all(key.startswith(replaced) for key in own)
-    if case not in ('share full', 'half share'):  # these have norms of their own only, which transformers share as well
+    if case not in ('share full', 'half share'):  # norms of their own only, which transformers share as well
         assert bool(own) == (REPLACE[case].get('mode') != 'remove')
     assert all(p.dim() >= 1 and p.requires_grad for p in own.values())
 
