@@ -11,6 +11,7 @@ from .fusion import TRANSFORMS
 
 MODES = ('fuse', 'remove', 'patch', 'linear', 'share', 'own', 'random')
 PLAIN = ('remove', 'patch', 'linear')  # those without an operator: nothing is synthesized
+WHOLE = ('half', 'conv', 'full')  # operators as wide as the block: `ratio` says nothing of them
 WORDS = ('mode', 'operator', 'ratio', 'fusion', 'detach')  # what stands in a slot: for all of them, or for one
 KEYS = ('every', 'stages', 'slots', 'mode', 'operator', 'ratio', 'fusion', 'detach', 'merged')
 
@@ -83,7 +84,8 @@ class Plan:
         lines = [
             f'RepL plan of {self.backbone}: {len(self.slots)} of {total} blocks replaced',
             f'  mode={self.mode!r}'
-            + ('' if self.mode in PLAIN else f', operator={self.operator!r}, ratio={self.ratio:g}')
+            + ('' if self.mode in PLAIN else f', operator={self.operator!r}')
+            + ('' if self.mode in PLAIN or self.operator in WHOLE else f', ratio={self.ratio:g}')
             + (f', fusion={self.fusion}' if self.mode in ('fuse', 'random') else '')
             + (f', detach={self.detach}' if self.mode == 'fuse' else '')
             + (f', merged={self.merged}' if self.merged else ''),
@@ -135,7 +137,7 @@ def _other_words(have: dict, want: dict) -> list[str]:
     """Differences between what stands in the slots of two plans."""
     keys = ['mode']
     if not {*PLAIN} & {have.get('mode'), want.get('mode')}:
-        keys += ['operator'] + (['ratio'] if want.get('operator') not in ('half', 'conv', 'full') else [])
+        keys += ['operator'] + (['ratio'] if want.get('operator') not in WHOLE else [])
         if not want.get('merged') and have.get('mode') == want.get('mode') and want.get('mode') in ('fuse', 'random'):
             keys += ['fusion']
     return [_difference(key, have, want) for key in keys if have.get(key) != want.get(key)]

@@ -280,6 +280,23 @@ def test_table_and_picture(tmp_path):
     assert one.std() > 5 and two.shape == (2 * one.shape[0], *one.shape[1:])
 
 
+def test_the_table_has_the_heights_above_three_chords():
+    ends = {0: 0.5, 1: 0.6}  # remove and e2e are level: a chord has the same height everywhere
+    arms = comparison.summarize(dict(e2e=ends, remove=ends, fuse={0: 0.5, 1: 0.7}))
+    for arm, cost in dict(e2e=(8, 8, 8), remove=(4, 4, 4), fuse=(5, 6, 8)).items():
+        cost = dict(zip(('flops', 'params', 'activation_bytes'), cost, strict=True))
+        arms[arm].update(scores=ends if arm != 'fuse' else {0: 0.5, 1: 0.7}, cost=cost, step_time=1.0)
+    result = dict(config='c.py', metric='mIoU', seeds=[0, 1], jobs=1, batch=4, shape=[32, 64], arms=arms)
+    text = comparison.table(result)
+    header, _, row = text[text.index('| above') :].splitlines()[:3]
+    assert [cell.strip() for cell in header.strip('|').split('|')] == [
+        'above the chord of', 'train FLOPs', 'trained params', 'activations'
+    ]  # fmt: skip
+    height = '+0.05 [-0.585, +0.685]'  # as above
+    wanted = ['fuse', *(f'{height} at {at}' for at in ('0.25', '0.50', '1.00'))]
+    assert [cell.strip() for cell in row.strip('|').split('|')] == wanted
+
+
 @pytest.mark.parametrize('peaks', [(), (0,), (0, 1, 2)], ids=['none', 'some', 'all'])
 def test_bubbles_stand_at_the_peak_of_memory_where_all_runs_have_it(peaks, tmp_path, monkeypatch):
     runs_of = {seed: dict(peak_bytes=(5 + seed) * 2**20) if seed in peaks else {} for seed in (0, 1, 2)}

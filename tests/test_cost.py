@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -506,12 +507,12 @@ R18 = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 def test_tool(tool, tmp_path, capsys):
     out, picture = tmp_path / 'cost.json', tmp_path / 'cost.png'
     tool(
-        *[R18, '--shape', 64, 64, '--batch', 2, '--arms', 'e2e', 'fuse', 'remove', 'own'],
+        *[R18, '--shape', 96, 48, '--batch', 2, '--arms', 'e2e', 'fuse', 'remove', 'own'],
         *['--json', out, '--plot', picture, '--time', 2],
         *['--cfg-options', 'model.backbone.norm_eval=False'],
     )
     text = capsys.readouterr().out
-    assert 'kept FLOPs' in text and 'Steps on ' in text
+    assert 'kept FLOPs' in text and re.findall(r'Steps on cpu, (\d+x\d+)', text) == ['96x48', '64x48']
     assert picture.read_bytes().startswith(b'\x89PNG')
     result = json.loads(out.read_text())
     assert [row['name'] for row in result['rows'][:4]] == ['e2e', 'fuse', 'remove', 'own']

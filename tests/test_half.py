@@ -363,3 +363,24 @@ def test_modes_without_an_operator_are_told_so():
     plan = str(apply_repl(backbone, mode='patch'))
     assert "mode='patch'" in plan and 'operator' not in plan
     assert len(repl_mm.plan_of(backbone).slots) == 3 * len(default_slots(3, 2))
+
+
+@pytest.mark.parametrize('mode', ['fuse', 'own'])
+def test_one_position_is_normalized_by_what_was_learned(mode):
+    """A 2x2 map of one picture, which the block still learns from, is a single position at half the resolution."""
+    net = r50(norm_eval=False)
+    net.train()
+    picture = torch.rand(1, 3, 64, 64)
+    net(picture)
+    apply_repl(net, slots=[(3, 1)], operator='half', mode=mode)
+    norms = only(net).repl['norms']
+    net.train()
+    net(torch.rand(2, 3, 64, 64))
+    before = {key: value.clone() for key, value in norms.state_dict().items()}
+    assert before['0.running_mean'].abs().sum() > 0 and all(norm.training for norm in norms)
+    out = net(picture)[-1]
+    out.sum().backward()
+    for key, value in norms.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    norms.eval()
+    torch.testing.assert_close(net(picture)[-1], out)

@@ -156,7 +156,7 @@ def test_str():
     text = str(make_plan('ResNet', DEPTHS[50], slots=slots, operator='conv', ratio=0.5, fusion='scalar'))
     assert text.splitlines() == [
         'RepL plan of ResNet: 3 of 16 blocks replaced',
-        "  mode='fuse', operator='conv', ratio=0.5, fusion={'type': 'scalar'}, detach=False",
+        "  mode='fuse', operator='conv', fusion={'type': 'scalar'}, detach=False",
         '  stage 0: o o o',
         '  stage 1: o o o o',
         '  stage 2: o R R o o o',

@@ -117,7 +117,13 @@ def main(args=None):
     out = dict(config=args.config, optimizer=optimizer, rows=list(cost.relative(rows)))
     if args.time:
         arms = [arm for arm, row in zip(arms, rows, strict=True) if row.cost]
-        for key, inputs in dict(time=steps, time_small=config.example_input(cfg, SMALL[type(steps)], batch)).items():
+        limit = SMALL[type(steps)]
+        shape = steps.shape[-len(limit) :]
+        small = tuple(map(min, limit, shape))
+        sizes = dict(time=steps)
+        if small != shape:
+            sizes['time_small'] = config.example_input(cfg, small, batch)
+        for key, inputs in sizes.items():
             timed = [dataclasses.replace(arm, inputs=inputs) for arm in arms]
             try:
                 out[key] = cost.time_arms(timed, cfg, args.time, device)

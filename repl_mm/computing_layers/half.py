@@ -10,6 +10,17 @@ from .base import LARGE, ComputingLayer, recomputed
 from .merged import MergedResidual, plain_conv
 
 
+def normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm gives; a batch norm in training uses what it has learned where a channel has one value only.
+
+    A 2x2 map of one picture, which the block could still normalize, has one position left at half the resolution.
+    """
+    alone = isinstance(norm, nn.BatchNorm2d) and norm.training and x.numel() == x.shape[1]
+    if not alone or norm.running_mean is None:
+        return norm(x)
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
 class HalfComputingLayer(ComputingLayer):
     """``last(x + drop(up(branch(x))))``: the chain of a residual block at half the resolution.
 
@@ -65,7 +76,7 @@ class HalfComputingLayer(ComputingLayer):
                 out = self.repl[name].source.mix_positions(out, lambda h, w=weight, s=settings: F.conv2d(h, w, **s))
             else:
                 out = F.conv2d(out, weight, **settings)
-            out = self.repl['norms'][i](out)
+            out = normalized(self.repl['norms'][i], out)
         return F.interpolate(out, x.shape[-2:])
 
     def make_plain(self) -> nn.Module:
