@@ -51,7 +51,7 @@ def parse_args(args=None):
         nargs='?',
         const=5,
         metavar='ROUNDS',
-        help='measure steps as well, at that size and at 64x64 (5 rounds if no number)',
+        help='measure steps as well, at that size and at 64x64 or what is smaller (5 rounds if no number)',
     )
     parser.add_argument('--time-shape', type=int, nargs='+', metavar='N', help='input of the steps, else --shape')
     parser.add_argument('--time-batch', type=int, help='images in a measured step, else --batch')
