@@ -322,6 +322,7 @@ def test_two_processes_heal_as_one_and_frozen_stages_stay(tmp_path):
         (['--images', 'pictures', '--cfg-options', 'model.second_backbone.type=RepLCifarResNet'], 'several backbones'),
         (['--images', 'pictures', '--cfg-options', 'model.backbone.replace.mode=no'], "replace.mode='no'"),
         (['--images', 'pictures', '--cfg-options', 'model.num_classes=5'], None),  # other classes: the backbone alone
+        (['--images', 'pictures', '--cfg-options', 'model.data_preprocessor.size=40'], None),  # of images with labels
     ],
 )
 def test_the_tool_ends_in_one_line(prepared, words, message, monkeypatch):
