@@ -241,7 +241,11 @@ def _pairs(
 @torch.no_grad()
 def _errors(layers: dict[str, nn.Module], backbone, stock, batches, results: Callable) -> dict[str, float]:
     """The errors of :class:`Error`, as they are now."""
-    errors = {}
+
+    def total():
+        return sum(distance(results(backbone(x)), results(stock(x))) * len(x) for x in batches)
+
+    errors, whole = {}, total()  # first the whole backbone, which tells its layers how tokens lie
     for name, layer in layers.items():
         distances = [
             ((layer(*args) - output).square().sum(), (args[0] - output).square().sum())
@@ -249,13 +253,8 @@ def _errors(layers: dict[str, nn.Module], backbone, stock, batches, results: Cal
         ]
         fitted, removed = map(sum, zip(*distances, strict=True))
         errors[name] = float(fitted / removed)
-
-    def total():
-        return sum(distance(results(backbone(x)), results(stock(x))) * len(x) for x in batches)
-
-    fitted = total()
     with ExitStack() as hooks:
         for layer in layers.values():
             hooks.enter_context(layer.register_forward_hook(lambda _, args, output: args[0]))
-        errors['outputs'] = float(fitted / total())
+        errors['outputs'] = float(whole / total())
     return errors

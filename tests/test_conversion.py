@@ -44,9 +44,10 @@ def stock_and_converted(settings, replace, seed=0):
     return stock, backbone
 
 
-@pytest.mark.parametrize('name', FITTED)
-def test_computing_layers_come_nearer_to_the_stock_network_and_nothing_else_changes(name):
-    stock, backbone = stock_and_converted(*BACKBONES[name])
+@pytest.mark.parametrize(('name', 'words'), [*((name, {}) for name in FITTED), ('vit', dict(operator='half'))])
+def test_computing_layers_come_nearer_to_the_stock_network_and_nothing_else_changes(name, words):
+    settings, replace = BACKBONES[name]
+    stock, backbone = stock_and_converted(settings, {**replace, **words})
     before = copy.deepcopy(backbone.state_dict())
     trained = {key: p.requires_grad for key, p in backbone.named_parameters()}
     modes = [module.training for module in backbone.modules()]
