@@ -8,8 +8,8 @@ and ``norm_eval`` included), in fp32:
 - **Activation bytes**: what autograd holds for the backward pass at the end of the forward pass, every storage counted
   once; parameters, buffers and the input excluded. What a custom autograd function keeps outside of
   ``save_for_backward`` is not seen.
-- **Operations** of PyTorch in forward and backward that are no views: on a GPU each launches a kernel or several. In
-  custom and compiled operators those inside count.
+- **Operations** of PyTorch in forward and backward that are no views: on a GPU each launches a kernel or several. A
+  custom operator would count as one: no computing layer has one.
 - **Optimizer bytes**: fp32 state of the trainable parameters.
 """
 
