@@ -55,6 +55,7 @@ def convert(
     batch: int = 48,
     lr: float = 0.02,
     head: Callable | None = None,
+    answers: bool = False,
 ) -> list[Error]:
     """Fit the computing layers of a backbone to the blocks that they replace, in place.
 
@@ -71,14 +72,19 @@ def convert(
             to 0.02.
         head (Callable | None): What a model makes of the backbone's outputs, a classifier its logits; it counts as one
             more output. Defaults to None.
+        answers (bool): Whether all layers together learn what ``head`` answers, by the :func:`divergence` of its
+            logits, and nothing else; a transformer of many classes keeps more so. Defaults to False.
 
     Returns:
         list[Error]: Of each computing layer, on the stock network's own activations, and of the outputs. Empty if no
         computing layer has parameters.
 
     Raises:
-        ValueError: There are too few images; nothing is changed then.
+        ValueError: There are too few images, or there is no ``head`` whose ``answers`` could be learned; nothing is
+            changed then.
     """
+    if answers and head is None:
+        raise ValueError('answers=True is not valid without a head: expected what gives the logits of a classifier')
     layers = {name: layer for name, layer in computing_layers(backbone) if list(layer.parameters())}
     if not layers:
         return []
@@ -87,7 +93,7 @@ def convert(
             f'images: {len(images)} are too few, expected at least {HELD_OUT}; one of {HELD_OUT} is held out'
         )
     with frozen(backbone, stock):
-        return _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, head)
+        return _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, head, answers)
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def frozen(*nets: nn.Module) -> Iterator[None]:
             parameter.grad = grad
 
 
-def _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, head) -> list[Error]:
+def _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, head, answers) -> list[Error]:
     """Do what :func:`convert` says, on networks in eval mode."""
     held_out, images = images.split([len(images) // HELD_OUT, len(images) - len(images) // HELD_OUT])
     held_out, batches = held_out.split(batch), images.split(batch)
@@ -129,8 +135,10 @@ def _convert(layers, backbone, stock, images, block_steps, steps, batch, lr, hea
     def loss(chosen):
         x, _ = mirror(*shift(images[chosen], chosen))
         with torch.no_grad():
-            targets = results(stock(x))
-        return distance(results(backbone(x)), targets)
+            targets = stock(x)
+        if answers:
+            return divergence(head(backbone(x)), head(targets))
+        return distance(results(backbone(x)), results(targets))
 
     _fit(layers.values(), loss, len(images), steps, batch, lr, 'fitting together')
     after = _errors(layers, backbone, stock, held_out, results)
@@ -177,6 +185,19 @@ def distance(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
     exact = [x if x.dtype == torch.float64 else x.float() for x in (*outputs, *targets)]
     pairs = list(zip(exact[: len(outputs)], exact[len(outputs) :], strict=True))
     return sum(F.mse_loss(a, b) / b.var().clamp(min=1e-12) for a, b in pairs) / len(pairs)
+
+
+def divergence(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of answers from those of the stock network, mean over images; in float32 at least.
+
+    Args:
+        logits (Tensor): (N, classes).
+        targets (Tensor): Those of the stock network.
+        temperature (float): Both are divided by it, and the result has its square, so that gradients keep their size.
+            Defaults to 1.
+    """
+    logs = [F.log_softmax((x if x.dtype == torch.float64 else x.float()) / temperature, 1) for x in (logits, targets)]
+    return F.kl_div(*logs, reduction='batchmean', log_target=True) * temperature**2
 
 
 def _fit(

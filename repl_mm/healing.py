@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
@@ -19,7 +18,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from .config import build, find_backbones, stock_config, type_name, with_backbones, without_weights
-from .conversion import distance, tensors
+from .conversion import distance, divergence, tensors
 from .cost.counting import on_fake_tensors
 from .data_checks import DataError
 from .heads import MORE, trained_model
@@ -105,8 +104,7 @@ class Healing(Specialized):
         """Of an output to the teacher's: logits (N, classes), or maps."""
         if output.dim() > 2:
             return distance([output], [target])
-        logs = [F.log_softmax(x.float() / self.temperature, 1) for x in (output, target)]
-        return F.kl_div(*logs, reduction='batchmean', log_target=True) * self.temperature**2
+        return divergence(output, target, self.temperature)
 
     def train(self, mode: bool = True):
         super().train(mode)

@@ -86,6 +86,32 @@ def test_a_block_that_a_computing_layer_can_express_is_found():
     assert errors[0].after < 0.05 and errors[1].after < 0.1 and min(error.before for error in errors) > 0.9
 
 
+def test_a_classifiers_answers_alone_are_learned():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 6, 5).double()
+    p, q = (targets / 3).softmax(1), (logits / 3).softmax(1)
+    torch.testing.assert_close(conversion.divergence(logits, targets, 3), 9 * (p * (p / q).log()).sum() / 6)
+
+    stock, backbone = stock_and_converted(*BACKBONES['basic'])
+    x, steps = images(32), dict(block_steps=0, steps=30, batch=8)
+
+    def error(net):
+        stock.eval(), net.eval()
+        with torch.no_grad():
+            return conversion.divergence(head(net(x)), head(stock(x)))
+
+    def head(outputs):
+        return outputs[-1].mean((2, 3)) * 3
+
+    before, state = error(backbone), copy.deepcopy(backbone.state_dict())
+    conversion.convert(backbone, stock, x, **steps, head=lambda outputs: 0 * head(outputs), answers=True)
+    assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())  # nothing to learn
+    conversion.convert(backbone, stock, x, **steps, head=head, answers=True)
+    assert error(backbone) < before
+    with pytest.raises(ValueError, match='answers=True is not valid without a head'):
+        conversion.convert(backbone, stock, x, **steps, answers=True)
+
+
 def test_errors_are_relative_to_leaving_the_blocks_out():
     stock, backbone = stock_and_converted(BACKBONES['basic'][0], dict(slots=[(2, 1)], mode='own', operator='conv'))
     layer = backbone.layer3[1]
@@ -329,6 +355,10 @@ def test_the_datasets_own_images_and_a_stock_config(tmp_path):
     torch.save(stock.backbone.state_dict(), tmp_path / 'stock.pth')
     options = ['--fit', 'data', '--num', 24, '--steps', 2, '--block-steps', 2]
     assert 'on 3 held-out images' in run_well('convert.py', 'stock.pth', config, 'out.pth', *options, cwd=tmp_path)
+    done = run('convert.py', 'stock.pth', config, 'out.pth', *options, '--answers', cwd=tmp_path)
+    assert "--answers: 'stock.pth' has no head" in done.stderr.strip().splitlines()[-1] and done.returncode == 1
+    torch.save(stock.state_dict(), tmp_path / 'whole.pth')
+    run_well('convert.py', 'whole.pth', config, 'out.pth', *options, '--answers', cwd=tmp_path)
 
     plain = tmp_path / 'plain.py'
     plain.write_text(config.read_text().replace('_repl_', '_'))

@@ -15,7 +15,7 @@ import copy
 from pathlib import Path
 
 import torch
-from _common import one_line_errors, read_quietly, save_whole
+from _common import one_line_errors, read_quietly, save_whole, stop
 from _trained import load_stock, one_backbone, read_images
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -44,12 +44,17 @@ def parse_args(argv=None):
     parser.add_argument('--block-steps', type=int, default=150, help='for each computing layer (default: 150)')
     parser.add_argument('--batch', type=int, default=48, help='images in a step (default: 48)')
     parser.add_argument('--lr', type=float, default=0.02, help="step as a share of a parameter's size (default: 0.02)")
+    parser.add_argument(
+        '--answers', action='store_true', help="together to a classifier's answers alone: for ViTs of many classes"
+    )
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
     args = parser.parse_args(argv)
     for key, low in (('num', 1), ('batch', 1), ('steps', 0), ('block_steps', 0), ('lr', 0)):
         if getattr(args, key) < low:
             parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
+    if args.answers and not args.fit:
+        parser.error('--answers: is for --fit IMAGES')
     return args
 
 
@@ -66,7 +71,10 @@ def main(argv=None):
     if args.fit:
         images = read_images(cfg, args.fit, args.num, args.shape, '--fit').to(get_device())
         nets, head = [net.to(get_device()) for net in (backbone, stock)], classifier_head(cfg, rest, get_device())
-        errors = conversion.convert(*nets, images, args.block_steps, args.steps, args.batch, args.lr, head)
+        if args.answers and head is None:
+            stop(f"--answers: '{args.stock}' has no head of the config's classifier: expected weights of all of it")
+        steps = args.block_steps, args.steps, args.batch, args.lr
+        errors = conversion.convert(*nets, images, *steps, head, args.answers)
         print(f'\nSquared error against the stock network on {len(images) // conversion.HELD_OUT} held-out images:\n')
         print(conversion.table(errors))
     state = {prefix + key: value.cpu() for key, value in backbone.state_dict().items()}

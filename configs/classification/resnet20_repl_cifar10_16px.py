@@ -1,9 +1,10 @@
 """A comparison of minutes: ResNet-20 of 8 base channels, too few for its task, on CIFAR-10 of 16x16 pixels.
 
 Twelve epochs take three and a half minutes on one core in bfloat16 (optim_wrapper.type=CPUAmpOptimWrapper
-model.channels_last=True), five to six without. Pictures are resized by an antialiased bilinear filter. Here every block counts, so that arms differ, as they do not in
-networks that have more than they need. Validation is on a held-out part of the training images: choose there, and
-report the test images once, by `--cfg-options val_dataloader.dataset.split=test val_dataloader.dataset.indices=None`.
+model.channels_last=True), five to six without. Pictures are resized by an antialiased bilinear filter. Here every
+block counts, so that arms differ, as they do not in networks that have more than they need. Validation is on a
+held-out part of the training images: choose there, and report the test images once, by
+`--cfg-options val_dataloader.dataset.split=test val_dataloader.dataset.indices=None`.
 """
 
 _base_ = 'resnet32_cifar10.py'
