@@ -73,7 +73,7 @@ def convert(
         head (Callable | None): What a model makes of the backbone's outputs, a classifier its logits; it counts as one
             more output. Defaults to None.
         answers (bool): Whether all layers together learn what ``head`` answers, by the :func:`divergence` of its
-            logits, and nothing else; a transformer of many classes keeps more so. Defaults to False.
+            logits, and nothing else: better for RepL's layers of a ViT of many classes. Defaults to False.
 
     Returns:
         list[Error]: Of each computing layer, on the stock network's own activations, and of the outputs. Empty if no

@@ -45,7 +45,7 @@ def parse_args(argv=None):
     parser.add_argument('--batch', type=int, default=48, help='images in a step (default: 48)')
     parser.add_argument('--lr', type=float, default=0.02, help="step as a share of a parameter's size (default: 0.02)")
     parser.add_argument(
-        '--answers', action='store_true', help="together to a classifier's answers alone: for ViTs of many classes"
+        '--answers', action='store_true', help="together to a classifier's answers alone; best with --block-steps 0"
     )
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
@@ -69,10 +69,11 @@ def main(argv=None):
         with one_line_errors():
             print(apply_repl(backbone, **check_keys(settings.get('replace'))))
     if args.fit:
-        images = read_images(cfg, args.fit, args.num, args.shape, '--fit').to(get_device())
-        nets, head = [net.to(get_device()) for net in (backbone, stock)], classifier_head(cfg, rest, get_device())
+        head = classifier_head(cfg, rest, get_device())
         if args.answers and head is None:
             stop(f"--answers: '{args.stock}' has no head of the config's classifier: expected weights of all of it")
+        images = read_images(cfg, args.fit, args.num, args.shape, '--fit').to(get_device())
+        nets = [net.to(get_device()) for net in (backbone, stock)]
         steps = args.block_steps, args.steps, args.batch, args.lr
         errors = conversion.convert(*nets, images, *steps, head, args.answers)
         print(f'\nSquared error against the stock network on {len(images) // conversion.HELD_OUT} held-out images:\n')
