@@ -77,6 +77,7 @@ def prepare(args):
         check_checkpoint(args.stock)
     cfg = healing_config(cfg, args.stock, args.start, args.steps, folder, args.shape, args.batch, args.lr)
     cfg.randomness = dict(seed=args.seed)
+    # the model has its words already, and may have another preprocessor now
     cfg.merge_from_dict({key: value for key, value in args.cfg_options.items() if key.split('.')[0] != 'model'})
     if args.amp:
         with one_line_errors(ValueError):
