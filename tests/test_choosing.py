@@ -5,9 +5,12 @@ import itertools
 import json
 from functools import partial
 
+import mmcv
+import numpy as np
 import plan as tool
 import pytest
 import torch
+from _trained import read_images
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small import BACKBONES, STOCK, TRANSFORMERS, blocks, build, images
@@ -309,6 +312,19 @@ def test_the_tool_writes_a_config_that_trains_and_converts(prepared, tmp_path, c
         model = MODELS.build(cfg.model)
     assert len(model.backbone.repl.slots) == len(saved['slots'])
     assert (tmp_path / 'out' / 'plan.png').is_file()
+
+
+@pytest.mark.parametrize('pictures', [True, False], ids=['pictures', 'data_root'])
+def test_the_seed_draws_the_images(pictures, prepared, tmp_path):
+    """24 of the 40 images: the same ones with the same seed, others with another."""
+    if pictures:
+        for index, image in enumerate(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)):
+            mmcv.imwrite(image, str(tmp_path / 'data' / f'{index}.png'))
+    cfg, found = Config.fromfile(prepared), []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        found.append(read_images(cfg, tmp_path / 'data', 24, (32, 32), '--images'))
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
 
 def test_without_weights_it_counts(prepared, capsys):

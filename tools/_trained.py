@@ -132,6 +132,8 @@ def model_head(cfg, path, rest, backbone, images):
 def read_images(cfg, folder, num, shape, option, fewest=FEWEST, phase='train'):
     """Read unlabelled images: pictures of a folder, or the images of the dataset if they are in no pictures.
 
+    Which ones, if there are more than ``num``, is drawn by torch's seed.
+
     Args:
         cfg (Config): The config.
         folder (Path): Folder with pictures, however deep, or the dataset's ``data_root``.
@@ -167,7 +169,7 @@ def read_images(cfg, folder, num, shape, option, fewest=FEWEST, phase='train'):
             loader = dict(copy.deepcopy(cfg[f'{phase}_dataloader']), batch_size=num)
             if phase == 'test':  # whose images may come class by class
                 loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
-            batch = next(iter(Runner.build_dataloader(loader, seed=0)))
+            batch = next(iter(Runner.build_dataloader(loader, seed=torch.initial_seed() % 2**31)))  # as --seed says
             images = MODELS.build(cfg.model.data_preprocessor)(batch)['inputs']
     if len(images) < fewest:
         cause = f'; {len(broken)} cannot be read, first: {broken[0]}' if broken else ''
