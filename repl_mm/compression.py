@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,20 @@ ROWS = dict(  # checkpoints by the stage that makes them
     healed='healed',
     merged='merged',
 )
+
+
+def run_measured(command: Sequence[str | os.PathLike]) -> tuple[int, int | None]:
+    """Run a command; return its exit code and the most main memory that its process held, in bytes.
+
+    The memory of processes that it starts is not in it, and it is never less than what this process holds, for Linux
+    counts the moment before the program is loaded. None where the system does not tell (Windows).
+    """
+    with subprocess.Popen(command) as process:
+        if not hasattr(os, 'wait4'):
+            return process.wait(), None
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def score(work_dir: str | os.PathLike) -> tuple[str, float] | None:
@@ -51,7 +67,7 @@ def page(
     name: str,
     plan: dict,
     scores: dict[str, tuple[str, float] | None],
-    seconds: dict[str, float],
+    took: dict[str, dict],
     costs: tuple[Cost, Cost],
     notes: Sequence[str] = (),
     healing: str | None = None,
@@ -62,7 +78,7 @@ def page(
         name (str): Of what was compressed.
         plan (dict): The chosen blocks, as of :meth:`repl_mm.choosing.Choice.to_dict`.
         scores (dict): Metric and value of each checkpoint, by the keys of :data:`ROWS`; None where none was measured.
-        seconds (dict): Wall-clock time of each stage.
+        took (dict): ``seconds`` and ``peak`` (bytes of main memory, or None) of each stage.
         costs (tuple[Cost]): Of the stock backbone and of the compressed one.
         notes (Sequence[str]): Further lines. Defaults to none.
         healing (str | None): The picture of the losses. Defaults to None.
@@ -96,7 +112,13 @@ def page(
             ],
         ),
         *([f'## Healing\n\n![losses]({healing})'] if healing else []),
-        '## Time',
-        markdown(['stage', 'seconds'], [[stage, f'{value:.0f}'] for stage, value in seconds.items()]),
+        '## What compressing took',
+        markdown(
+            ['stage', 'seconds', 'peak of main memory, GB'],
+            [
+                [stage, f'{used["seconds"]:.0f}', f'{used["peak"] / 1e9:.2f}' if used['peak'] else '-']
+                for stage, used in took.items()
+            ],
+        ),
     ]
     return '\n\n'.join(lines) + '\n'

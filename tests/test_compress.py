@@ -1,9 +1,8 @@
 """All stages in one command: tools/compress.py, repl_mm/compression.py."""
 
 import json
-import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import compress as tool
 import pytest
@@ -27,7 +26,7 @@ class Pretended:
         name, words = Path(command[1]).name, command[2:]
         self.ran.append(name)
         if len(self.ran) == self.kill:
-            return SimpleNamespace(returncode=-9)
+            return -9, None
         if name == 'plan.py':
             out = Path(words[words.index('--out') + 1])
             out.mkdir(parents=True)
@@ -45,7 +44,7 @@ class Pretended:
                     Path(word).touch()
                     if word.endswith('merged.pth'):
                         Path(word).with_suffix('.py').write_text('')
-        return SimpleNamespace(returncode=0)
+        return 0, 10**9
 
 
 def call(config, *words):
@@ -55,7 +54,7 @@ def call(config, *words):
 def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys):
     """Killed at every stage in turn, it runs that one again and no other."""
     processes = Pretended()
-    monkeypatch.setattr(subprocess, 'run', processes)
+    monkeypatch.setattr(tool, 'run_measured', processes)
     order = ['plan.py', 'convert.py', 'heal.py', 'merge.py', 'convert.py', *4 * ['test.py']]
     for stage in range(len(order)):
         processes.ran, processes.kill = [], 1 if stage == 0 else 2
@@ -66,7 +65,7 @@ def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys
     processes.ran, processes.kill = [], None
     call(prepared, *WORDS)
     assert processes.ran == order[-1:]
-    assert list(json.loads(Path('out/seconds.json').read_text())) == STAGES
+    assert list(json.loads(Path('out/took.json').read_text())) == STAGES
     report = Path('out/report.md').read_text()
     assert '0.750 of its flops are left, at most 0.8 were wanted' in report
     assert [line.split('|')[2].strip() for line in report.splitlines() if line.startswith('| healed')] != ['-']
@@ -97,7 +96,7 @@ def test_it_ends_in_one_line(prepared, words, message, capfd, monkeypatch):
 
         plan.main([str(word) for word in command[2:]])
 
-    monkeypatch.setattr(subprocess, 'run', plan_here)
+    monkeypatch.setattr(tool, 'run_measured', plan_here)
     with pytest.raises(SystemExit) as stopped:
         call(prepared, '--images', 'data', '--shape', 32, 32, *words)
     assert message in str(stopped.value) and '\n' not in str(stopped.value)
@@ -128,6 +127,16 @@ def test_why_nothing_is_tested(prepared, tmp_path):
     assert 'Nothing was tested: dataset not found' in tool.test_note(cfg, True, 'x.pth')
     cfg.test_dataloader = None
     assert tool.test_note(cfg, True, 'x.pth') == 'Nothing was tested: the config has no test set.'
+
+
+def test_what_a_process_took():
+    """Its own peak, not that of one that was larger before it."""
+    program = "x = b'1' * {}; raise SystemExit({})"
+    (code, most), (other, least) = (
+        compression.run_measured([sys.executable, '-c', program.format(*words)]) for words in ((2**30, 3), (1, 0))
+    )
+    assert (code, other) == (3, 0)
+    assert most > 2**30 > least
 
 
 def test_scores_are_those_that_were_tested_last(tmp_path):

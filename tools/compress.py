@@ -10,7 +10,6 @@ OUT_DIR has a report, report.md, the config plan/NAME_chosen.py and the checkpoi
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from _trained import add_budgets, load_stock, one_backbone, read_budget
 from mmengine.config import DictAction
 
 from repl_mm import apply_repl, config, cost
-from repl_mm.compression import page, plot_healing, score
+from repl_mm.compression import page, plot_healing, run_measured, score
 from repl_mm.data_checks import DataError, check_data
 from repl_mm.heads import trained_model
 from repl_mm.pictures import pictures_in
@@ -88,12 +87,12 @@ class Stages:
     """Runs tools one after another, each in a process of its own, and none whose result is there.
 
     Args:
-        out (Path): Folder of the results; the times are kept there as well.
+        out (Path): Folder of the results; what every stage took is kept there as well.
     """
 
     def __init__(self, out):
-        self.file = out / 'seconds.json'
-        self.seconds = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.file = out / 'took.json'
+        self.took = json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def run(self, name, done, tool, *words):
         """Run a tool unless ``done()``; end with its exit code if it fails, which has said why in one line."""
@@ -103,13 +102,13 @@ class Stages:
         print(f'\n== {name} ==', flush=True)
         start = time.monotonic()
         try:
-            code = subprocess.run([sys.executable, TOOLS / tool, *map(str, words)]).returncode
+            code, peak = run_measured([sys.executable, TOOLS / tool, *map(str, words)])
         except KeyboardInterrupt:
             stop(f'{name} was interrupted; the same command goes on from here')
         if code:
             sys.exit(code if code > 0 else 1)
-        self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - start
-        save_whole(json.dumps(self.seconds, indent=1), self.file)
+        self.took[name] = dict(seconds=time.monotonic() - start, peak=peak)
+        save_whole(json.dumps(self.took, indent=1), self.file)
 
 
 def test_note(cfg, whole, stock):
@@ -189,7 +188,7 @@ def main(argv=None):
     inputs = cost.ImageInput(plan['shape'])
     costs = cost.measure(stock, inputs), cost.measure(compressed, inputs)
     healing = 'healing.png' if args.heal_steps and plot_healing(out / 'heal', out / 'healing.png') else None
-    text = page(Path(args.config).stem, plan, scores, stages.seconds, costs, [note] if note else [], healing)
+    text = page(Path(args.config).stem, plan, scores, stages.took, costs, [note] if note else [], healing)
     (out / 'report.md').write_text(text)
     print(f'\n{text}\n{out / "report.md"}; load_from={str(files[last])!r} with {chosen}')
 
