@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,20 +18,6 @@ ROWS = dict(  # checkpoints by the stage that makes them
     healed='healed',
     merged='merged',
 )
-
-
-def run_measured(command: Sequence[str | os.PathLike]) -> tuple[int, int | None]:
-    """Run a command; return its exit code and the most main memory that its process held, in bytes.
-
-    The memory of processes that it starts is not in it, and it is never less than what this process holds, for Linux
-    counts the moment before the program is loaded. None where the system does not tell (Windows).
-    """
-    with subprocess.Popen(command) as process:
-        if not hasattr(os, 'wait4'):
-            return process.wait(), None
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, used.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def score(work_dir: str | os.PathLike) -> tuple[str, float] | None:
@@ -113,6 +97,7 @@ def page(
         ),
         *([f'## Healing\n\n![losses]({healing})'] if healing else []),
         '## What compressing took',
+        'Main memory is that of each process itself, without the workers of its data loaders.',
         markdown(
             ['stage', 'seconds', 'peak of main memory, GB'],
             [

@@ -4,15 +4,17 @@ import copy
 import itertools
 import json
 from functools import partial
+from pathlib import Path
 
 import mmcv
 import numpy as np
 import plan as tool
 import pytest
 import torch
-from _trained import read_images
+from _images import read_images
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import set_random_seed
 from small import BACKBONES, STOCK, TRANSFORMERS, blocks, build, images
 from test_tools import detector
 from torch import nn
@@ -321,10 +323,33 @@ def test_the_seed_draws_the_images(pictures, prepared, tmp_path):
         for index, image in enumerate(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)):
             mmcv.imwrite(image, str(tmp_path / 'data' / f'{index}.png'))
     cfg, found = Config.fromfile(prepared), []
+    cfg.train_dataloader.num_workers = 0
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
+    cfg.train_dataloader.dataset.pipeline = [dict(type='RandomFlip', prob=0.5), dict(type='PackImage')]
     for seed in (0, 1, 0):
-        torch.manual_seed(seed)
+        set_random_seed(seed)
         found.append(read_images(cfg, tmp_path / 'data', 24, (32, 32), '--images'))
+        assert len(found[-1].flatten(1).unique(dim=0)) == 24
     assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (dict(train_dataloader=None), "--images 'data': no pictures there, and the config has no train_dataloader"),
+        (
+            dict(train_dataloader=dict(dataset=dict(ann_file='a.json'))),
+            "--images 'data': no pictures there, nor 'data/a.json' of the config's dataset; expected either",
+        ),
+        (dict(train_dataloader=dict(drop_last=True)), '40 images, expected at least 41'),
+    ],
+)
+def test_images_that_are_not_there_end_in_one_line(words, message, prepared):
+    cfg = Config.fromfile(prepared)
+    cfg.merge_from_dict(words)
+    with pytest.raises(SystemExit) as stopped:
+        read_images(cfg, Path('data'), 512, (32, 32), '--images', fewest=41)
+    assert message in str(stopped.value) and '\n' not in str(stopped.value)
 
 
 def test_without_weights_it_counts(prepared, capsys):

@@ -1,9 +1,11 @@
 """All stages in one command: tools/compress.py, repl_mm/compression.py."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import _stages
 import compress as tool
 import pytest
 from test_healing import write_pictures
@@ -20,20 +22,21 @@ class Pretended:
     """Stands for the processes of the stages: each writes what the stage writes, but the one that is to be killed."""
 
     def __init__(self):
-        self.ran, self.kill = [], None
+        self.ran, self.kill, self.code, self.words = [], None, -9, {}
 
     def __call__(self, command):
         name, words = Path(command[1]).name, command[2:]
         self.ran.append(name)
+        self.words[name] = list(map(str, words))
         if len(self.ran) == self.kill:
-            return -9, None
+            return self.code, None
         if name == 'plan.py':
             out = Path(words[words.index('--out') + 1])
             out.mkdir(parents=True)
             (out / 'resnet_chosen.py').write_text('')
-            step = dict(slots=[[1, 1]], distance=0.1, left=0.75)
+            step, shape = dict(slots=[[1, 1]], distance=0.1, left=0.75), dict(shape=[32, 32], batch=2)
             plan = dict(backbone='CifarResNet', measure='flops', limit=0.8, words=dict(mode='own'), share='1 own')
-            (out / 'plan.json').write_text(json.dumps(dict(plan, slots=[[1, 1]], steps=[step], shape=[32, 32])))
+            (out / 'plan.json').write_text(json.dumps(dict(plan, slots=[[1, 1]], steps=[step], **shape)))
         elif name == 'test.py':
             work = Path(words[words.index('--work-dir') + 1]) / '1'
             work.mkdir(parents=True)
@@ -54,13 +57,14 @@ def call(config, *words):
 def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys):
     """Killed at every stage in turn, it runs that one again and no other."""
     processes = Pretended()
-    monkeypatch.setattr(tool, 'run_measured', processes)
+    monkeypatch.setattr(_stages, 'run_measured', processes)
     order = ['plan.py', 'convert.py', 'heal.py', 'merge.py', 'convert.py', *4 * ['test.py']]
     for stage in range(len(order)):
         processes.ran, processes.kill = [], 1 if stage == 0 else 2
         with pytest.raises(SystemExit) as stopped:
             call(prepared, *WORDS)
-        assert stopped.value.code == 1
+        killed = STAGES[stage]
+        assert f'{killed} was killed by SIGKILL; the same command goes on from here' in stopped.value.code
         assert processes.ran == (order[:1] if stage == 0 else order[stage - 1 : stage + 1])
     processes.ran, processes.kill = [], None
     call(prepared, *WORDS)
@@ -71,6 +75,22 @@ def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys
     assert [line.split('|')[2].strip() for line in report.splitlines() if line.startswith('| healed')] != ['-']
     with pytest.raises(SystemExit, match="OUT_DIR 'out' was begun with heal_steps=400, now 5"):
         call(prepared, *WORDS[:5], '--heal-steps', 5, *WORDS[5:])
+
+
+def test_a_report_is_written_without_a_test_that_fails(prepared, monkeypatch):
+    processes = Pretended()
+    monkeypatch.setattr(_stages, 'run_measured', processes)
+    processes.kill, processes.code = 7, 1  # the test of converted.pth
+    call(prepared, *WORDS, '--lr', 1e-3, '--heal-options', 'model.norm_eval=False')
+    report = Path('out/report.md').read_text()
+    assert '`tools/test.py` failed on converted.pth: the same command tests it again.' in report
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in report.splitlines() if line[:1] == '|']
+    assert ['blocks replaced, layers fitted', '-', 'converted.pth'] in rows and ['healed', '58', 'healed.pth'] in rows
+    words = processes.words['heal.py']
+    assert words[words.index('--lr') + 1] == '0.001' and words[-2:] == ['--cfg-options', 'model.norm_eval=False']
+    processes.ran, processes.kill = [], None
+    call(prepared, *WORDS, '--lr', 1e-3, '--heal-options', 'model.norm_eval=False')
+    assert processes.ran == ['test.py'] and 'failed' not in Path('out/report.md').read_text()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +116,7 @@ def test_it_ends_in_one_line(prepared, words, message, capfd, monkeypatch):
 
         plan.main([str(word) for word in command[2:]])
 
-    monkeypatch.setattr(tool, 'run_measured', plan_here)
+    monkeypatch.setattr(_stages, 'run_measured', plan_here)
     with pytest.raises(SystemExit) as stopped:
         call(prepared, '--images', 'data', '--shape', 32, 32, *words)
     assert message in str(stopped.value) and '\n' not in str(stopped.value)
@@ -108,6 +128,7 @@ def test_it_ends_in_one_line(prepared, words, message, capfd, monkeypatch):
     [
         ([], 'the following arguments are required: --images'),
         (['--images', 'data', '--flops', 1.2], 'argument --flops: 1.2 is not valid'),
+        (['--images', 'data', '--shape', 0, 8], 'argument --shape: 0 is not valid: expected a number of pixels'),
         (
             ['--images', 'data', '--flops', 0.8, '--params', 0.7],
             'argument --params: not allowed with argument --flops',
@@ -130,13 +151,39 @@ def test_why_nothing_is_tested(prepared, tmp_path):
 
 
 def test_what_a_process_took():
-    """Its own peak, not that of one that was larger before it."""
-    program = "x = b'1' * {}; raise SystemExit({})"
+    """Its own peak, not that of this process, nor that of one that was larger before it."""
+    program = "x = b'1' * {}; import time; time.sleep(1); raise SystemExit({})"
+    ours = b'1' * 2**29
     (code, most), (other, least) = (
-        compression.run_measured([sys.executable, '-c', program.format(*words)]) for words in ((2**30, 3), (1, 0))
+        _stages.run_measured([sys.executable, '-c', program.format(*words)]) for words in ((2**30, 3), (1, 0))
     )
     assert (code, other) == (3, 0)
-    assert most > 2**30 > least
+    assert most > 2**30 > len(ours) > least
+
+
+def test_an_interrupted_stage_is_ended_and_what_it_took_is_kept(tmp_path, monkeypatch):
+    def interrupt(pid):
+        pids.append(pid)
+        if len(pids) == 3:
+            raise KeyboardInterrupt
+        return 7
+
+    pids, stages = [], _stages.Stages(tmp_path)
+    monkeypatch.setattr(_stages, 'TOOLS', tmp_path)
+    (tmp_path / 'sleep.py').write_text('import time; time.sleep(60)')
+    (tmp_path / 'quick.py').write_text('import time; time.sleep(0.3); raise SystemExit(2)')
+    monkeypatch.setattr(_stages, 'peak_memory', interrupt)
+    with pytest.raises(SystemExit, match='heal was interrupted; the same command goes on from here'):
+        stages.run('heal', bool, 'sleep.py')
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+    first = stages.took['heal']['seconds']
+    with pytest.raises(SystemExit) as stopped:
+        stages.run('heal', bool, 'quick.py')
+    assert stopped.value.code == 2
+    stages = _stages.Stages(tmp_path)
+    assert stages.took['heal']['seconds'] >= first + 0.3 and stages.took['heal']['peak'] == 7
+    assert not stages.run('test', bool, 'quick.py', needed=False) and stages.run('test', lambda: True, 'quick.py')
 
 
 def test_scores_are_those_that_were_tested_last(tmp_path):

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-import _trained
+import _images
 import cv2
 import mmcv
 import mmseg
@@ -408,13 +408,13 @@ def test_pictures_are_normalized_as_the_model_does_it(scope, settings, rgb):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([10, 20, 30], [1, 2, 4]))
     expected = ((pictures.flip(1) if rgb else pictures) - mean) / std
     with DefaultScope.overwrite_default_scope(scope):
-        torch.testing.assert_close(_trained.normalize(cfg, pictures), expected)
+        torch.testing.assert_close(_images.normalize(cfg, pictures), expected)
 
 
 def test_pictures_get_the_size_that_the_preprocessor_gives_them():
     settings = dict(type='repl_mm.ClsDataPreprocessor', mean=[0, 0, 0], std=[1, 1, 1], size=8)
     cfg = Config(dict(model=dict(data_preprocessor=settings)))
-    assert _trained.normalize(cfg, torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).shape == (2, 3, 8, 8)
+    assert _images.normalize(cfg, torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).shape == (2, 3, 8, 8)
 
 
 def test_a_picture_covers_the_shape_and_is_cropped(tmp_path):

@@ -1,28 +1,20 @@
-"""What tools for a trained network share: its config's one backbone, its weights, and pictures without labels."""
+"""What tools for a trained network share: its config's one backbone, its weights, and budgets."""
 
 import argparse
-import copy
 import re
-from contextlib import closing
 
 import torch
-import torch.nn.functional as F
-from _common import one_line_errors, set_data_root, stop
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
-from rich.progress import track
+from _common import one_line_errors, stop
 
 from repl_mm import choosing, config
 from repl_mm.classification import classifier_head
 from repl_mm.conversion import frozen
-from repl_mm.data_checks import DataError, check_checkpoint
+from repl_mm.data_checks import check_checkpoint
 from repl_mm.heads import whole_head
-from repl_mm.pictures import covering, pictures_in, plain_preprocessor, read_image
 from repl_mm.plan import MODES
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 
 UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
-FEWEST = 16  # images from which anything can be told
 
 
 def share(text):
@@ -127,68 +119,3 @@ def model_head(cfg, path, rest, backbone, images):
     with frozen(backbone), torch.no_grad():
         outputs = backbone(images[:1])
     return classifier_head(cfg, rest, images.device) or whole_head(cfg, path, rest, outputs, images.device)
-
-
-def read_images(cfg, folder, num, shape, option, fewest=FEWEST, phase='train'):
-    """Read unlabelled images: pictures of a folder, or the images of the dataset if they are in no pictures.
-
-    Which ones, if there are more than ``num``, is drawn by torch's seed.
-
-    Args:
-        cfg (Config): The config.
-        folder (Path): Folder with pictures, however deep, or the dataset's ``data_root``.
-        num (int): At most so many.
-        shape (Sequence[int]): Height and width to which pictures are resized and cropped.
-        option (str): What the user calls the folder, for messages.
-        fewest (int): At least so many. Defaults to 16.
-        phase (str): Whose images of the dataset, 'train' or 'test'; of the latter at random. Defaults to 'train'.
-
-    Returns:
-        Tensor: Normalized as for the model, (N, 3, H, W).
-    """
-    if not folder.is_dir():
-        stop(f"{option} '{folder}': no such folder; expected one of pictures, or the dataset's data_root")
-    files, pictures, broken = pictures_in(folder), [], []
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), one_line_errors():
-        if files:
-            # closed here: closed by a garbage collection amid another display of progress, it would wait for that one
-            files = [files[i] for i in torch.randperm(len(files))]
-            with closing(track(files, 'reading pictures', total=min(num, len(files)))) as progress:
-                for file in progress:
-                    if len(pictures) == num:
-                        break
-                    try:
-                        pictures.append(covering(read_image(file), shape))
-                    except DataError as error:
-                        broken.append(str(error))
-            if broken:
-                print(f'{option}: {len(broken)} pictures left out, first: {broken[0]}')
-            images = normalize(cfg, torch.stack(pictures)) if pictures else pictures
-        else:
-            set_data_root(cfg, str(folder))
-            loader = dict(copy.deepcopy(cfg[f'{phase}_dataloader']), batch_size=num)
-            if phase == 'test':  # whose images may come class by class
-                loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
-            batch = next(iter(Runner.build_dataloader(loader, seed=torch.initial_seed() % 2**31)))  # as --seed says
-            images = MODELS.build(cfg.model.data_preprocessor)(batch)['inputs']
-    if len(images) < fewest:
-        cause = f'; {len(broken)} cannot be read, first: {broken[0]}' if broken else ''
-        stop(f"{option} '{folder}': {len(images)} images, expected at least {fewest}{cause}")
-    return images
-
-
-def normalize(cfg, images):
-    """Normalize pictures as the model of a config has them.
-
-    Args:
-        cfg (Config): The config.
-        images (Tensor): uint8, (N, 3, H, W), in BGR order.
-
-    Returns:
-        Tensor: float32, (N, 3, H, W).
-    """
-    images = MODELS.build(plain_preprocessor(cfg))(dict(inputs=images))['inputs']
-    size = (cfg.model.get('data_preprocessor') or {}).get('size')
-    if isinstance(size, int):  # of a classifier that resizes its images
-        images = F.interpolate(images, (size, size), mode='bilinear', antialias=True)
-    return images

@@ -10,22 +10,20 @@ OUT_DIR has a report, report.md, the config plan/NAME_chosen.py and the checkpoi
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
 
 from _common import one_line_errors, read_quietly, save_whole, stop
+from _images import side
+from _stages import Stages
 from _trained import add_budgets, load_stock, one_backbone, read_budget
 from mmengine.config import DictAction
 
 from repl_mm import apply_repl, config, cost
-from repl_mm.compression import page, plot_healing, run_measured, score
+from repl_mm.compression import page, plot_healing, score
 from repl_mm.data_checks import DataError, check_data
 from repl_mm.heads import trained_model
 from repl_mm.pictures import pictures_in
 from repl_mm.surgery import check_keys
-
-TOOLS = Path(__file__).resolve().parent
 
 
 class Words(DictAction):
@@ -46,18 +44,24 @@ def parse_args(argv=None):
     parser.add_argument('--images', type=Path, metavar='DIR', required=True, help='folder of unlabelled pictures')
     add_budgets(parser)
     parser.add_argument(
-        '--shape', type=int, nargs=2, default=[224, 224], metavar=('H', 'W'), help='of pictures (default: 224 224)'
+        '--shape', type=side, nargs=2, default=[224, 224], metavar=('H', 'W'), help='of pictures (default: 224 224)'
     )
     parser.add_argument('--num', type=int, default=512, help='images to choose and to fit with (default: 512)')
     parser.add_argument('--fit-steps', type=int, default=300, help='of fitting the layers together (default: 300)')
     parser.add_argument('--block-steps', type=int, default=150, help='of fitting one layer (default: 150)')
     parser.add_argument('--heal-steps', type=int, default=400, help='0 for none (default: 400)')
-    parser.add_argument('--batch', type=int, help="images in a step of healing (default: the config's)")
+    parser.add_argument('--lr', type=float, default=3e-4, help='of healing (default: 3e-4)')
+    parser.add_argument(
+        '--batch', type=int, help="images in a step, of healing and for what is counted (default: the config's)"
+    )
     parser.add_argument('--amp', action='store_true', help='heal with automatic mixed precision')
     parser.add_argument('--merge', action='store_true', help='plain modules in the place of the layers at last')
     parser.add_argument('--data-root', help='folder of the test set, in place of data_root in all of the config')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')
     parser.add_argument('--cfg-options', nargs='+', action=Words, default={}, help='override settings')
+    parser.add_argument(
+        '--heal-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings of healing alone, as of heal.py'
+    )
     parser.set_defaults(words=[])
     args = parser.parse_args(argv)
     for key, low in (('num', 1), ('fit_steps', 0), ('block_steps', 0), ('heal_steps', 0), ('batch', 1)):
@@ -81,34 +85,6 @@ def remember(args):
             f"OUT_DIR '{args.out}' was begun with {other[0]}={then.get(other[0])}, now {said[other[0]]}: expected the "
             'same, or another folder'
         )
-
-
-class Stages:
-    """Runs tools one after another, each in a process of its own, and none whose result is there.
-
-    Args:
-        out (Path): Folder of the results; what every stage took is kept there as well.
-    """
-
-    def __init__(self, out):
-        self.file = out / 'took.json'
-        self.took = json.loads(self.file.read_text()) if self.file.is_file() else {}
-
-    def run(self, name, done, tool, *words):
-        """Run a tool unless ``done()``; end with its exit code if it fails, which has said why in one line."""
-        if done():
-            print(f'{name}: done before')
-            return
-        print(f'\n== {name} ==', flush=True)
-        start = time.monotonic()
-        try:
-            code, peak = run_measured([sys.executable, TOOLS / tool, *map(str, words)])
-        except KeyboardInterrupt:
-            stop(f'{name} was interrupted; the same command goes on from here')
-        if code:
-            sys.exit(code if code > 0 else 1)
-        self.took[name] = dict(seconds=time.monotonic() - start, peak=peak)
-        save_whole(json.dumps(self.took, indent=1), self.file)
 
 
 def test_note(cfg, whole, stock):
@@ -160,7 +136,8 @@ def main(argv=None):
         stages.run(
             'heal', (out / 'healed.pth').is_file, 'heal.py', chosen, args.stock, out / 'converted.pth',
             out / 'healed.pth', '--images', args.images, '--steps', args.heal_steps, '--shape', *args.shape,
-            '--work-dir', out / 'heal', '--seed', args.seed, *batch, *(['--amp'] if args.amp else []),
+            '--work-dir', out / 'heal', '--seed', args.seed, '--lr', args.lr, *batch, *(['--amp'] if args.amp else []),
+            *(['--cfg-options', *args.heal_options] if args.heal_options else []),
         )  # fmt: skip
     files = dict(stock=out / 'stock.pth', converted=out / 'converted.pth') | {last: out / f'{last}.pth'}
     configs = dict.fromkeys(files, chosen)
@@ -176,16 +153,17 @@ def main(argv=None):
         stages.run('stock', files['stock'].is_file, 'convert.py', args.stock, configs['stock'], files['stock'])
         for name, file in files.items():
             folder = out / 'test' / name
-            stages.run(
+            tested = stages.run(
                 f'test {name}', lambda folder=folder: score(folder) is not None, 'test.py', configs[name], file,
-                '--work-dir', folder, *(['--data-root', root] if root else []),
+                '--work-dir', folder, *(['--data-root', root] if root else []), needed=False,
             )  # fmt: skip
             scores[name] = score(folder)
+            note = note if tested else f'`tools/test.py` failed on {name}.pth: the same command tests it again.'
     with one_line_errors():
         compressed = config.build(config.stock_config(settings), cfg.get('default_scope'))
         words = {**plan['words'], 'slots': plan['slots']}
         apply_repl(compressed, **words, **(dict(merged=True) if args.merge else {}))
-    inputs = cost.ImageInput(plan['shape'])
+    inputs = cost.ImageInput(plan['shape'], plan['batch'])
     costs = cost.measure(stock, inputs), cost.measure(compressed, inputs)
     healing = 'healing.png' if args.heal_steps and plot_healing(out / 'heal', out / 'healing.png') else None
     text = page(Path(args.config).stem, plan, scores, stages.took, costs, [note] if note else [], healing)

@@ -14,11 +14,12 @@ import argparse
 import copy
 from pathlib import Path
 
-import torch
 from _common import one_line_errors, read_quietly, save_whole, stop
-from _trained import load_stock, one_backbone, read_images
+from _images import read_images, side
+from _trained import load_stock, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
+from mmengine.runner import set_random_seed
 
 from repl_mm import apply_repl, config, conversion
 from repl_mm.classification import classifier_head
@@ -38,7 +39,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--num', type=int, default=512, help='images at most (default: 512)')
     parser.add_argument(
-        '--shape', type=int, nargs=2, default=[224, 224], metavar=('H', 'W'), help='of pictures (default: 224 224)'
+        '--shape', type=side, nargs=2, default=[224, 224], metavar=('H', 'W'), help='of pictures (default: 224 224)'
     )
     parser.add_argument('--steps', type=int, default=300, help='of fitting together (default: 300)')
     parser.add_argument('--block-steps', type=int, default=150, help='for each computing layer (default: 150)')
@@ -60,7 +61,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.manual_seed(args.seed)
+    set_random_seed(args.seed)
     cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
     stock, rest = load_stock(cfg, path, settings, args.stock)

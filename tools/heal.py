@@ -22,6 +22,7 @@ from _common import (
     set_data_root,
     stop,
 )
+from _images import side
 from mmengine.config import DictAction
 
 from repl_mm.data_checks import DataError, check_checkpoint
@@ -39,7 +40,7 @@ def parse_args(argv=None):
     parser.add_argument('out', type=Path, help='checkpoint to write, .pth')
     parser.add_argument('--images', type=Path, metavar='DIR', help="folder of pictures, or the dataset's data_root")
     parser.add_argument(
-        '--shape', type=int, nargs=2, default=[224, 224], metavar=('H', 'W'), help='of pictures (default: 224 224)'
+        '--shape', type=side, nargs=2, default=[224, 224], metavar=('H', 'W'), help='of pictures (default: 224 224)'
     )
     parser.add_argument('--steps', type=int, default=400, help='default: 400')
     parser.add_argument('--batch', type=int, help="images in a step (default: the config's)")

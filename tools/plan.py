@@ -15,11 +15,12 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-import torch
 from _common import one_line_errors, read_quietly, save_whole, stop
-from _trained import FEWEST, add_budgets, load_stock, model_head, one_backbone, read_budget, read_images
+from _images import FEWEST, read_images, side
+from _trained import add_budgets, load_stock, model_head, one_backbone, read_budget
 from mmengine.config import DictAction
 from mmengine.device import get_device
+from mmengine.runner import set_random_seed
 
 from repl_mm import PlanError, apply_repl, choosing, config, cost
 from repl_mm.families import find_family
@@ -47,7 +48,7 @@ def parse_args(argv=None):
     add_budgets(parser)
     parser.add_argument('--fit', action='store_true', help="measure with each block's computing layer, fitted to it")
     parser.add_argument(
-        '--shape', type=int, nargs=2, default=[800, 1344], metavar=('H', 'W'), help='of pictures (default: 800 1344)'
+        '--shape', type=side, nargs=2, default=[800, 1344], metavar=('H', 'W'), help='of pictures (default: 800 1344)'
     )
     parser.add_argument('--num', type=int, help='images at most (default: 512; 16 of 800x1344)')
     parser.add_argument('--batch', type=int, help="images in a training step (default: the config's, else 2)")
@@ -70,8 +71,7 @@ def parse_args(argv=None):
 
 def counters(cfg, path, args, shape):
     """Return what counts the cost of a backbone alone, and for ``--memory`` with all that stands behind it."""
-    batch = args.batch or (cfg.get('train_dataloader') or {}).get('batch_size') or 2
-    inputs, (moments, _) = cost.ImageInput(shape, batch), config.optimizer_moments(cfg)
+    inputs, (moments, _) = cost.ImageInput(shape, args.batch), config.optimizer_moments(cfg)
     alone = partial(cost.measure, inputs=inputs, moments=moments)
     if args.measure != 'memory':
         print(f'Counted: the backbone alone, {inputs}')
@@ -86,6 +86,8 @@ def share_of_memory(args, savings):
     needed = choosing.memory(savings.cost())
     if args.limit >= needed:
         stop(f'--memory {args.limit / 1e9:g}GB: the stock model needs {needed / 1e9:.3g}GB only; expected less')
+    left = f'{args.limit / needed:.3f} of the {needed / 1e9:.3g}GB that the stock model needs'
+    print(f'--memory {args.limit / 1e9:g}GB: {left}')
     return args.limit / needed
 
 
@@ -113,7 +115,7 @@ def show_plans(stock, replace, words, alone, count, args):
         left = [savings.left(places, name) for name in choosing.MEASURES]
         meets = savings.left(places, args.measure) <= limit
         found.append((f'every={every}', len(places), *(f'{number:.3f}' for number in left), 'yes' if meets else ''))
-    found.sort(key=lambda row: row[2])
+    found.sort(key=lambda row: row[2 + choosing.MEASURES.index(args.measure)])
     title = f'{args.measure} <= {limit:.3g}'
     print('Every n-th block, ranked by saving only, which says nothing of accuracy; left of the stock network:')
     print(markdown(('plan', 'blocks', *choosing.MEASURES, title), found))
@@ -140,18 +142,25 @@ def choose(cfg, path, settings, stock, rest, words, args):
     args.out.mkdir(parents=True, exist_ok=True)
     file.write_text(inherit(dict(backbone, replace=choice.replace)))
     choosing.plot(choice, args.out / 'plan.png')
-    save_whole(json.dumps(dict(choice.to_dict(), shape=list(images.shape[-2:])), indent=1), args.out / 'plan.json')
+    save_whole(
+        json.dumps(dict(choice.to_dict(), shape=list(images.shape[-2:]), batch=args.batch), indent=1),
+        args.out / 'plan.json',
+    )
     words = ', '.join(f'{key}={value!r}' for key, value in choice.replace.items())
     print(f'\n{choice}\n\nreplace=dict({words})\n{file} inherits {args.config}; the picture: {args.out / "plan.png"}')
-    print(f'Next: python tools/convert.py {args.stock} {file} {args.out / "converted.pth"} --fit {args.images}')
+    drawn = f'--num {num} --shape {args.shape[0]} {args.shape[1]} --seed {args.seed}'
+    print(
+        f'Next: python tools/convert.py {args.stock} {file} {args.out / "converted.pth"} --fit {args.images} {drawn}'
+    )
 
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.manual_seed(args.seed)
+    set_random_seed(args.seed)
     warnings.filterwarnings('ignore', message='.*use_reentrant.*')  # of mm's blocks, as they are
     cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
+    args.batch = args.batch or (cfg.get('train_dataloader') or {}).get('batch_size') or 2
     try:
         with one_line_errors():
             replace = check_keys(settings.get('replace'))

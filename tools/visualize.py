@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 from _common import one_line_errors, read_quietly, save_whole, set_data_root, stop
-from _trained import load_stock, model_head, one_backbone, read_images
+from _images import read_images
+from _trained import load_stock, model_head, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
