@@ -273,6 +273,92 @@ def test_the_tool_writes_a_checkpoint_and_goes_on(prepared, folder, tmp_path):
     assert done.returncode and 'holds a healing with other settings' in done.stderr.splitlines()[-1]
 
 
+FRCNN = dict(
+    backbone=dict(depth=18, base_channels=8),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=16), bbox_head=dict(in_channels=16, fc_out_channels=16)),
+)
+QUERIES = dict(self_attn_cfg=dict(embed_dims=16), ffn_cfg=dict(embed_dims=16, feedforward_channels=16))
+DETR = dict(
+    num_queries=5,
+    backbone=dict(depth=18, base_channels=8),
+    neck=dict(in_channels=[64], out_channels=16),
+    encoder=dict(num_layers=1, layer_cfg=QUERIES),
+    decoder=dict(num_layers=1, layer_cfg=dict(QUERIES, cross_attn_cfg=dict(embed_dims=16))),
+    positional_encoding=dict(num_feats=8),
+    bbox_head=dict(embed_dims=16),
+)
+FCN = dict(
+    backbone=dict(base_channels=8),
+    decode_head=dict(in_channels=64, channels=8),
+    auxiliary_head=dict(in_channels=32, channels=8),
+)
+EMA = ['--cfg-options', 'default_hooks.ema.type=EMAHook', 'default_hooks.ema.momentum=0.02']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'changes', 'options', 'what', 'idle'),
+    [
+        ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', FRCNN, [], 'neck', ('rpn_head.', 'roi_head.')),
+        (
+            'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+            DETR,
+            [],
+            'neck',
+            ('encoder.', 'decoder.', 'query_embedding.', 'bbox_head.'),
+        ),
+        ('mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', FCN, [], 'outputs', ('auxiliary_head.',)),
+        ('vit', {}, ['--amp'], 'outputs', ()),
+        ('resnet', {}, EMA, 'outputs', ()),
+    ],
+    ids=['two stages', 'queries', 'auxiliary head', 'amp', 'averages'],
+)
+def test_any_kind_of_model_heals(name, changes, options, what, idle, tmp_path, monkeypatch):
+    """What is learned moves, all else is as it was, and what is written is the model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    cfg = config.read_config(name if '::' in name else str(write_config(tmp_path, name)))
+    cfg.merge_from_dict(dict(model=changes, train_dataloader=dict(num_workers=0, persistent_workers=False)))
+    kind = cfg.model.backbone.type.removeprefix('RepL')
+    cfg.model.backbone.update(type=f'RepL{kind}', replace=dict())
+    cfg.pop('visualizer', None)  # those of one name are one object
+    cfg.dump('tiny.py')
+    write_pictures(tmp_path / 'pictures', 6)
+    torch.manual_seed(0)
+    stock, model = heads.stock_model(cfg), config.build(cfg.model, cfg.default_scope)
+    with torch.no_grad():
+        for parameter in (*stock.parameters(), *model.parameters()):
+            if parameter.dim() == 1:  # no norm that is zero
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    torch.save(stock.state_dict(), 'stock.pth')
+    start = copy.deepcopy(model.state_dict())
+    torch.save(dict(state_dict=start), 'start.pth')
+
+    words = ['tiny.py', 'stock.pth', 'start.pth', 'out.pth', '--images', 'pictures', '--shape', '64', '64']
+    tool.main([*words, '--steps', '2', '--batch', '2', *options])
+    saved = read_checkpoint('out.pth')['state_dict']
+    assert list(saved) == list(start)  # no teacher
+    model.load_state_dict(saved)
+    work = tmp_path / 'work_dirs' / 'heal' / 'out'
+    assert f'beside the outputs of the backbone: {what}' in next(work.glob('*/*.log')).read_text()
+    moved = {key for key, parameter in model.named_parameters() if not torch.equal(start[key], parameter)}
+    assert moved == {key for key, p in model.named_parameters() if p.requires_grad and not key.startswith(idle)}
+    assert any('.repl.' in key for key in moved)
+    assert all(torch.equal(start[key], value) for key, value in saved.items() if key.startswith(idle))
+
+    first, last = (read_checkpoint(work / f'iter_{step}.pth') for step in (1, 2))
+    torch.testing.assert_close(saved, last['state_dict'], rtol=0, atol=0)
+    if '--amp' in options:
+        assert 'AmpOptimWrapper' in (work / 'heal.py').read_text()
+    if options == EMA:  # the averages, not what was trained last
+        for key in moved:
+            one, two = (checkpoint['ema_state_dict'][f'module.{key}'] for checkpoint in (first, last))
+            torch.testing.assert_close(saved[key], torch.lerp(one, two, 0.02), rtol=1e-6, atol=1e-8)
+            assert not torch.equal(saved[key], two)
+
+
 @pytest.mark.slow
 def test_two_processes_heal_as_one_and_frozen_stages_stay(tmp_path):
     """As one process that accumulates the gradients of two steps: each process sees other pictures."""
