@@ -2,7 +2,12 @@
 
 import json
 import os
+import re
+import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import _stages
@@ -12,6 +17,7 @@ from test_healing import write_pictures
 from test_tools import run_well
 
 from repl_mm import compression
+from repl_mm.healing import last_checkpoint
 from repl_mm.reading import read_checkpoint
 
 STAGES = ['plan', 'convert', 'heal', 'merge', 'stock', 'test stock', 'test converted', 'test healed', 'test merged']
@@ -205,3 +211,35 @@ def test_the_whole_chain(prepared, tmp_path):
     report = Path('out/report.md').read_text()
     assert report.count('accuracy/top1') == 1 and 'plan/plan.png' in report and 'healing.png' in report
     assert Path('out/healing.png').is_file() and Path('out/plan/plan.png').is_file()
+
+
+@pytest.mark.slow
+def test_killed_while_it_heals_it_goes_on_from_the_checkpoint(prepared, tmp_path):
+    write_pictures(tmp_path / 'pictures', 20, (32, 32))
+    steps = 200  # a checkpoint every 50
+    words = ['--images', 'pictures', '--shape', 32, 32, '--num', 20, '--block-steps', 1, '--fit-steps', 1]
+    words += ['--flops', 0.9, '--heal-steps', steps, '--batch', 8, '--cfg-options', 'test_dataloader=None']
+    words = [prepared, 'stock.pth', 'out', *words, 'train_dataloader.num_workers=0']
+    words += ['train_dataloader.persistent_workers=False']
+    out, mark = tmp_path / 'out', tmp_path / 'out' / 'heal' / 'last_checkpoint'
+    with open('log', 'w') as log:
+        command = [sys.executable, tool.__file__, *map(str, words)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        while process.poll() is None and last_checkpoint(mark.parent) is None:
+            time.sleep(0.02)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, Path('log').read_text()[-3000:]
+    done = int(Path(mark.read_text()).stem.removeprefix('iter_'))
+    assert 0 < done < steps and not (out / 'healed.pth').exists()
+    files = out / 'plan' / 'plan.json', out / 'converted.pth'
+    before = [file.stat().st_mtime_ns for file in files]
+
+    log = run_well('compress.py', *words, cwd=tmp_path)
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert f'resumed epoch: 0, iter: {done}' in log
+    logged = [int(step) for step in re.findall(rf'Iter\(train\) \[ *(\d+)/{steps}\]', log)]
+    assert done < logged[0] <= done + 20 and logged[-1] == steps
+    assert (out / 'healed.pth').is_file() and (out / 'report.md').is_file()
