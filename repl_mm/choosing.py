@@ -22,7 +22,7 @@ from .calibration import calibrate
 from .computing_layers import ComputingLayer
 from .conversion import fit_block, frozen, tensors
 from .cost import Cost, measure, no_random_change
-from .families import find_family
+from .families import branches_of, find_family
 from .heads import Given
 from .plan import PlanError, Slot, make_plan
 from .surgery import apply_repl, check_keys, plan_of
@@ -182,8 +182,8 @@ def slot_of(option: Option, kinds: dict[str, dict]) -> tuple:
 def replaceable(backbone: nn.Module) -> list[Place]:
     """Return the places of a stock backbone's blocks that can be replaced, in the order of the chain.
 
-    All but those in frozen stages, those that set a stage's stride and width, and the first block of the chain, which
-    nothing precedes.
+    All but those in frozen stages, those that set a stage's stride and width, and the first block of each branch,
+    which nothing precedes: any set of them is one that a plan takes.
 
     Raises:
         PlanError: There is none; the backbone is not supported, or was changed already.
@@ -193,7 +193,8 @@ def replaceable(backbone: nn.Module) -> list[Place]:
     family = find_family(backbone)
     stages, shut, openers = family.stages(backbone), set(family.frozen(backbone)), set(family.openers(backbone))
     chain = [(s, i) for s, stage in enumerate(stages) for i in range(len(stage))]
-    places = [(s, i) for s, i in chain[1:] if s not in shut and (i or s not in openers)]
+    firsts = {next((place for place in chain if place[0] >= s), None) for s in (0, *branches_of(family, backbone))}
+    places = [(s, i) for s, i in chain if (s, i) not in firsts and s not in shut and (i or s not in openers)]
     if not places:
         frozen_ones = f' and frozen stages {sorted(shut)} (frozen_stages)' if shut else ''
         raise PlanError(
@@ -485,6 +486,7 @@ class _Trials:
         plan = make_plan(
             '',
             [len(stage) for stage in self.stages],
+            branches=branches_of(self.family, self.net),
             operators=self.family.OPERATORS,
             defaults=self.family.DEFAULTS,
             slots=[slot_of(option, self.kinds) for option in sorted(places)],

@@ -7,7 +7,7 @@ from torch import nn
 
 from .checkpoint import attach_plan, begin
 from .computing_layers import ComputingLayer, FullComputingLayer
-from .families import find_family
+from .families import branches_of, find_family
 from .non_reentrant import make_non_reentrant
 from .plan import KEYS, Plan, PlanError, make_plan
 
@@ -61,7 +61,7 @@ def apply_repl(backbone: nn.Module, **replace) -> Plan:
         [len(s) for s in stages],
         family.frozen(backbone),
         family.openers(backbone),
-        family.branches(backbone) if hasattr(family, 'branches') else (),
+        branches_of(family, backbone),
         operators=family.OPERATORS,
         defaults=family.DEFAULTS,
         **replace,

@@ -40,6 +40,7 @@ FAMILIES = {
     'r50': dict(STOCK['r50'], frozen_stages=1, norm_eval=True),
     **{name: TRANSFORMERS[name] for name in ('vit', 'swin', 'mit', 'pvt', 'svt')},
 }
+BRANCHED = ('hrnet', 'ddrnet', 'pidnet')
 
 
 def stock_of(settings, seed=0):
@@ -106,6 +107,17 @@ def test_what_was_computed_before_changes_no_distance(name):
     for start in (base, frozenset()):
         assert trials.distances(start, sets, '') == pytest.approx([distance(stock, s, x) for s in sets], rel=1e-4)
     assert trials.net.state_dict().keys() == stock.state_dict().keys()  # all blocks are back
+
+
+@pytest.mark.parametrize('name', BRANCHED)
+def test_any_set_of_blocks_of_several_branches_is_a_plan(name):
+    """The first block of each branch stays, so that the choice may take all others."""
+    stock = stock_of(STOCK[name])
+    places = choosing.replaceable(stock)
+    plan = repl_mm.apply_repl(copy.deepcopy(stock), slots=places, mode='remove')
+    assert [(slot.stage, slot.index) for slot in plan.slots] == places
+    choice = repl_mm.choose(stock, images(2), 0.98, count=count_params, mode='remove')
+    repl_mm.apply_repl(stock, **choice.replace)
 
 
 def test_outputs_of_the_head_count_where_there_is_one():

@@ -46,6 +46,11 @@ def find_family(backbone: nn.Module) -> Family:
     raise PlanError(f'RepL does not know the backbone {names[0]}: expected one of {served}, or a subclass')
 
 
+def branches_of(family: Family, backbone: nn.Module) -> tuple[int, ...]:
+    """The stages with which another branch of a network begins; none where its family knows no branches."""
+    return tuple(family.branches(backbone)) if hasattr(family, 'branches') else ()
+
+
 def _around(inner: Callable[[nn.Module], nn.Module], family: Family) -> Family:
     """The family of what is around a network of a family."""
 
