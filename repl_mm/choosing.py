@@ -427,8 +427,7 @@ class _Trials:
                     outputs = self.run(x, standing[0], record=given)
                     targets = self.target(number, None if base else outputs)
                     stock.add(targets)
-                    first = [self.first_difference(standing[0], other) for other in standing[1:]]
-                ready = {place: Given(given[place]) for place in self.chain[: first[index]]}
+                ready = self.ready(given, standing[0], standing[index + 1])
                 outputs = self.run(x, {**standing[index + 1], **ready})
                 sums[index].add([a - b for a, b in zip(outputs, targets, strict=True)])
         found = [one.relative_to(stock) for one in sums]
@@ -449,12 +448,18 @@ class _Trials:
             self.targets[number] = outputs
         return self.targets[number]
 
-    def first_difference(self, one: dict, other: dict) -> int:
-        """Where in the chain two sets of modules begin to differ."""
-        return next(n for n, place in enumerate(self.chain) if one.get(place) is not other.get(place))
+    def ready(self, given: dict, one: dict, other: dict) -> dict[Place, nn.Module]:
+        """What stands in the places that run before two sets of modules differ, and gives what it gave in the first.
+
+        Places run in the order of ``given``; in networks of several branches that is not the order of the chain.
+        """
+        order = list(given)
+        first = next((n for n, place in enumerate(order) if one.get(place) is not other.get(place)), 0)
+        # a network may change in place what it is given
+        return {place: Given(copy.deepcopy(given[place])) for place in order[:first]}
 
     def run(self, x: Tensor, modules: dict[Place, nn.Module], record: dict | None = None) -> list[Tensor]:
-        """The outputs that count, with modules in some places; ``record`` takes what each place of the chain gives."""
+        """The outputs that count, with modules in some places; ``record`` takes what each place gives, as they run."""
         handles = []
         with self.put(modules):
             for place in self.chain if record is not None else ():
@@ -498,7 +503,7 @@ class _Trials:
         if missing and self.fit:
             fitted = self.fitted(places, missing)
         else:
-            fitted = {place: ComputingLayer() for place in missing}
+            fitted = {place: ComputingLayer(copies=True) for place in missing}
         self.layers.update((keys[place], layer) for place, layer in fitted.items())
         return {place: self.layers[key] for place, key in keys.items()}
 
@@ -529,7 +534,7 @@ class _Trials:
 
 def _keep(record: dict, place: Place) -> Callable:
     def hook(module, args, output):
-        record[place] = output
+        record[place] = copy.deepcopy(output)  # DDRNet adds to it in place
 
     return hook
 

@@ -39,6 +39,8 @@ FAMILIES = {
     'cifar': CIFAR,
     'r50': dict(STOCK['r50'], frozen_stages=1, norm_eval=True),
     **{name: TRANSFORMERS[name] for name in ('vit', 'swin', 'mit', 'pvt', 'svt')},
+    **{name: STOCK[name] for name in ('ddrnet', 'pidnet', 'yolox', 'mobilenet v2')},
+    'hrnet': STOCK['hrnet of two blocks'],
 }
 BRANCHED = ('hrnet', 'ddrnet', 'pidnet')
 
@@ -118,6 +120,13 @@ def test_any_set_of_blocks_of_several_branches_is_a_plan(name):
     assert [(slot.stage, slot.index) for slot in plan.slots] == places
     choice = repl_mm.choose(stock, images(2), 0.98, count=count_params, mode='remove')
     repl_mm.apply_repl(stock, **choice.replace)
+
+
+@pytest.mark.parametrize('name', ['cifar', 'hrnet', 'ddrnet'])
+def test_influences_are_the_distances_of_blocks_left_out(name):
+    stock, x = stock_of(FAMILIES[name]), images(4)
+    expected = {place: distance(stock, [place], x) for place in choosing.replaceable(stock)}
+    assert choosing.influences(stock, x) == pytest.approx(expected, rel=1e-4)
 
 
 def test_outputs_of_the_head_count_where_there_is_one():
