@@ -306,10 +306,8 @@ def choose(
     savings = Savings(backbone, words, count, kinds)
     with closing(track(places, 'counting what each block saves')) as counted:
         single = {place: savings.of(place) for place in counted}
-    useful = [place for place in places if single[place][measure] > 0]
-    most = {}  # what saves most in each place
-    for place in sorted(useful, key=lambda place: single[place][measure]):
-        most[place[:2]] = place
+    useful = sorted((p for p in places if single[p][measure] > 0), key=lambda place: single[place][measure])
+    most = {place[:2]: place for place in useful}  # what saves most in each place
     least = savings.left(most.values(), measure)
     if least > limit:
         raise PlanError(
@@ -320,17 +318,22 @@ def choose(
     steps, first = [], {}
     chosen, distance = frozenset(), 0.0
     while savings.left(chosen, measure) > limit:
-        taken = {place[:2] for place in chosen}
-        sets = {place: chosen | {place} for place in (places if not chosen else useful) if place[:2] not in taken}
-        found = trials.distances(chosen, list(sets.values()), f'choosing block {len(chosen) + 1}')
+        taken = {place[:2]: place for place in chosen}
+        free = [place for place in (useful if chosen else places) if place[:2] not in taken]
+        # where all are taken, each may be exchanged for what saves more: at last that is `most`, which is enough
+        more = free or [p for n, p in enumerate(useful) if n > useful.index(taken[p[:2]])]
+        sets = {place: chosen - {taken.get(place[:2])} | {place} for place in more}
+        title = f'choosing block {len(chosen) + 1}' if free else 'choosing what saves more'
+        found = trials.distances(chosen, list(sets.values()), title)
         moved = dict(zip(sets, found, strict=True))
         first = first or moved
         missing = savings.left(chosen, measure) - limit
 
-        def price(place, moved=moved, missing=missing, distance=distance):
+        def price(place, taken=taken, moved=moved, missing=missing, distance=distance):
             # more than what is missing is worth nothing
-            saved = single[place][measure]
-            return max(moved[place] - distance, 0) / min(saved, missing), -saved
+            old = taken.get(place[:2])
+            saved = single[place][measure] - (single[old][measure] if old else 0)
+            return max(moved[place] - distance, 0) / max(min(saved, missing), 1e-12), -saved
 
         best = min((place for place in sets if place in useful), key=price)
         chosen, distance = sets[best], moved[best]

@@ -467,6 +467,21 @@ def test_each_slot_chooses_among_kinds(tmp_path):
         repl_mm.choose(stock, images(16, 32), 0.97, count=count_params, kinds=KINDS)
 
 
+def test_every_budget_within_reach_is_met():
+    """A kind that moves the outputs less may have taken each place: it is exchanged for the one that saves more."""
+    stock, x, kinds = stock_of(CIFAR), images(16, 32), dict(patch=dict(mode='patch'), own=dict(mode='own'))
+    patches = [(*place, 'patch') for place in choosing.replaceable(stock)]
+    limit = choosing.Savings(stock, {}, count_params, kinds).left(patches, 'flops') + 1e-6
+    choice = repl_mm.choose(stock, x, limit, count=count_params, fit=True, block_steps=20, kinds=kinds)
+    assert choice.slots == tuple(patches) and choice.steps[-1].left <= limit
+    assert 'own' in {option[2] for step in choice.steps for option in step.slots}  # else nothing was exchanged
+    net = copy.deepcopy(stock)
+    repl_mm.apply_repl(net, **choice.replace)
+    assert choice.steps[-1].left == pytest.approx(count_params(net).params / count_params(stock).params)
+    with pytest.raises(PlanError, match='is out of reach'):
+        repl_mm.choose(stock, x, limit - 2e-6, count=count_params, fit=True, kinds=kinds)
+
+
 def test_the_tool_lets_slots_choose(prepared, tmp_path, capsys):
     words = ['--fit', '--block-steps', 2, '--flops', 0.9, '--num', 24, '--out', 'out', '--kinds', 'linear', 'own:half']
     run(prepared, 'stock.pth', '--images', 'data', *words)
