@@ -24,7 +24,7 @@ from .conversion import fit_block, frozen, tensors
 from .cost import Cost, measure, no_random_change
 from .families import branches_of, find_family
 from .heads import Given
-from .plan import PlanError, Slot, make_plan
+from .plan import WORDS, PlanError, Slot, make_plan
 from .surgery import apply_repl, check_keys, plan_of
 from .tables import markdown
 
@@ -284,7 +284,8 @@ def choose(
         Choice: The chosen blocks, and how they were found.
 
     Raises:
-        PlanError: The budget is not valid or out of reach, no block can be replaced, or outputs are not finite.
+        PlanError: The budget is not valid or out of reach, ``kinds`` are not valid, no block can be replaced, or
+            outputs are not finite.
         ValueError: There are too few images.
 
     Example:
@@ -298,6 +299,7 @@ def choose(
     if len(images) < 2:
         raise ValueError(f'images: {len(images)} are too few, expected at least 2')
     words = {key: value for key, value in check_keys(replace).items() if key not in PLACES}
+    kinds = _check_kinds(kinds)
     if kinds and not fit:
         raise PlanError(f'kinds={list(kinds)!r} without fit=True: left out, a block is the same whatever stands there')
     places = replaceable(backbone)
@@ -340,7 +342,30 @@ def choose(
         steps.append(Step(tuple(sorted(chosen)), distance, savings.left(chosen, measure)))
     steps += _exchanged(trials, savings, single, measure, limit, steps[-1])
     blocks = tuple(Block(place[:2], first[place], single[place], *place[2:]) for place in places)
-    return Choice(type(backbone).__name__, measure, float(limit), fit, words, blocks, tuple(steps), kinds or {})
+    return Choice(type(backbone).__name__, measure, float(limit), fit, words, blocks, tuple(steps), kinds)
+
+
+def _check_kinds(kinds) -> dict[str, dict]:
+    """Check the names of kinds and of their words; the plan checks the words' values."""
+    if kinds is None:
+        return {}
+    if not isinstance(kinds, dict):
+        raise PlanError(
+            f"kinds={kinds!r} is not valid: expected a dict of dicts, such as dict(patch=dict(mode='patch'))"
+        )
+    for name, words in kinds.items():
+        if not isinstance(name, str) or not name:
+            raise PlanError(f'kinds has the name {name!r}: expected a string that is not empty')
+        if not isinstance(words, dict):
+            raise PlanError(
+                f'kinds[{name!r}]={words!r} is not valid: expected a dict with keys among {", ".join(WORDS)}'
+            )
+        for key in words:
+            if key not in WORDS:
+                raise PlanError(
+                    f'kinds[{name!r}] holds {key}={words[key]!r}: unknown key; expected one of {", ".join(WORDS)}'
+                )
+    return kinds
 
 
 def influences(backbone: nn.Module, images: Tensor, head: Callable | None = None) -> dict[Place, float]:

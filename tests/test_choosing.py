@@ -482,6 +482,30 @@ def test_every_budget_within_reach_is_met():
         repl_mm.choose(stock, x, limit - 2e-6, count=count_params, fit=True, kinds=kinds)
 
 
+@pytest.mark.parametrize(
+    ('kinds', 'message'),
+    [
+        (
+            ['patch'],
+            r"kinds=\['patch'\] is not valid: expected a dict of dicts, such as dict\(patch=dict\(mode='patch'\)",
+        ),
+        (3, 'kinds=3 is not valid: expected a dict of dicts'),
+        (
+            {'a': 3},
+            r"kinds\['a'\]=3 is not valid: expected a dict with keys among mode, operator, ratio, fusion, detach",
+        ),
+        ({1: {}}, 'kinds has the name 1: expected a string'),
+        ({'': {}}, "kinds has the name '': expected a string"),
+        ({'a': {'size': 3}}, r"kinds\['a'\] holds size=3: unknown key; expected one of mode, operator, ratio, fusion"),
+        ({'a': {'mode': 'no'}}, r"replace.mode='no' is not valid: expected one of 'fuse'"),
+    ],
+)
+def test_wrong_kinds_are_named(kinds, message):
+    with pytest.raises(PlanError, match=message) as error:
+        repl_mm.choose(stock_of(CIFAR), images(4, 32), 0.9, count=count_params, fit=True, kinds=kinds)
+    assert '\n' not in str(error.value)
+
+
 def test_the_tool_lets_slots_choose(prepared, tmp_path, capsys):
     words = ['--fit', '--block-steps', 2, '--flops', 0.9, '--num', 24, '--out', 'out', '--kinds', 'linear', 'own:half']
     run(prepared, 'stock.pth', '--images', 'data', *words)
