@@ -182,7 +182,7 @@ def block_outputs(backbone: nn.Module, images: Tensor) -> dict[Place, Tensor]:
             grid = args[1] if len(args) > 1 and isinstance(args[1], list | tuple | torch.Size) else ()
             if x.dim() == 3 and len(grid) == 2 and x.shape[1] == grid[0] * grid[1]:
                 x = x.transpose(1, 2).unflatten(2, tuple(grid))
-            found[place].append(x.cpu())
+            found[place].append(x.to('cpu', copy=True))  # DDRNet changes it in place
 
         return record
 

@@ -104,6 +104,18 @@ def test_outputs_of_all_blocks_in_their_order(settings, replace):
         assert {x.dim() for x in found.values()} == {4} and found[places[-1]].shape == last.shape
 
 
+def test_outputs_are_as_the_blocks_gave_them():
+    """DDRNet adds to what its blocks gave."""
+    net, x, given = stock_of(STOCK['ddrnet']), images(2, 64), {}
+    found = similarity.block_outputs(net, x)
+    for place, module in blocks(net).items():
+        module.register_forward_hook(lambda module, args, output, place=place: given.update({place: output.clone()}))
+    net.eval()
+    with torch.no_grad():
+        net(x)
+    assert found.keys() == given.keys() and all(torch.equal(found[place], given[place]) for place in given)
+
+
 def test_what_takes_too_much_memory_is_said(monkeypatch):
     monkeypatch.setattr(similarity, 'KEPT', 1000)
     net = stock_of(CIFAR)
