@@ -1,6 +1,7 @@
-"""Draw two pictures from the tables of results.md and log.md.
+"""Draw three pictures from the tables of results.md, log.md and compressing.md.
 
-verdict.png: the accuracy of RepL and of removing blocks; bubbles.png: the chart of tools/compare.py for CIFAR-10.
+verdict.png: the accuracy of RepL and of removing blocks; bubbles.png: the chart of tools/compare.py for CIFAR-10;
+healing.png: accuracy over steps of healing.
 
 python docs/verdict.py
 """
@@ -26,6 +27,9 @@ TABLES = (
     ('results.md', 'Street scenes, an FCN with a ResNet-18', 'pretrained: CamVid, ResNet-18 (mIoU)'),
     ('results.md', 'CIFAR-10, a ViT', 'pretrained: CIFAR-10, DeiT-tiny, late layers (top-1)'),
 )
+# sections of compressing.md: the lowest accuracy that is shown, and the stock network's
+HEALED = {'ResNet-32, six blocks': (70, 92.6), 'ResNet-32, three blocks': (86, 92.6), 'ResNet-56': (89, 93.4)}
+KINDS = ('RepL', 'free weights', 'random weights', 'linear', 'patch', 'nothing')  # of rows of these sections
 
 
 def cells(page, heading):
@@ -61,7 +65,39 @@ def bubbles(page, heading):
         yield Bubble(*numbers, re.sub('[*`]', '', row[0]))
 
 
+def curves(page, heading):
+    """Steps of healing and accuracies of each row of a section's table."""
+    header, _, *table = cells(page, heading)
+    steps = {}
+    for column, cell in enumerate(header):
+        found = re.search(r'(\d+) steps|not healed', cell)
+        if found and ' minus ' not in cell:
+            steps[column] = int(found[1] or 0)
+    for row in table:
+        points = [(step, float(re.search(r'[\d.]+', row[column])[0])) for column, step in steps.items() if row[column]]
+        yield re.sub('[*`]', '', row[0]), points
+
+
+def draw_curves(path):
+    """Draw accuracy over steps of healing; the dotted line is the stock network."""
+    figure, panels = plt.subplots(1, len(HEALED), figsize=(11, 3.8))
+    for axes, (heading, (low, stock)) in zip(panels, HEALED.items(), strict=True):
+        for label, points in curves('compressing.md', heading):
+            number = next(i for i, kind in enumerate(KINDS) if kind in label)
+            axes.plot(*zip(*points, strict=True), 'o-', color=f'C{number}', markersize=4, label=KINDS[number])
+        axes.axhline(stock, color='gray', linestyle=':')
+        axes.set(title=heading, xlabel='steps of healing', ylim=(low, stock + 0.5))
+        axes.set_xscale('symlog', linthresh=25)
+        axes.set_xticks([0, 25, 100, 400, 4000], [0, 25, 100, 400, 4000])
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel('top-1 accuracy, %')
+    panels[0].legend(fontsize=8, loc='lower right')
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
 def main():
+    draw_curves(DOCS / 'healing.png')
     chart = {'': list(bubbles('results.md', 'CIFAR-10, ResNet-32'))}
     draw_bubbles(chart, DOCS / 'bubbles.png', 'activations of the backbone, batch 128, MiB', 'top-1 accuracy, %')
     figure, axes = plt.subplots(figsize=(9, 3.6))
