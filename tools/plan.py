@@ -115,7 +115,7 @@ def show_plans(stock, replace, words, alone, count, args):
         left = [savings.left(places, name) for name in choosing.MEASURES]
         meets = savings.left(places, args.measure) <= limit
         found.append((f'every={every}', len(places), *(f'{number:.3f}' for number in left), 'yes' if meets else ''))
-    found.sort(key=lambda row: row[2 + choosing.MEASURES.index(args.measure)])
+    found.sort(key=lambda row: row[2 + list(choosing.MEASURES).index(args.measure)])
     title = f'{args.measure} <= {limit:.3g}'
     print('Every n-th block, ranked by saving only, which says nothing of accuracy; left of the stock network:')
     print(markdown(('plan', 'blocks', *choosing.MEASURES, title), found))
