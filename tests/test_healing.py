@@ -279,6 +279,18 @@ FRCNN = dict(
     rpn_head=dict(in_channels=16, feat_channels=16),
     roi_head=dict(bbox_roi_extractor=dict(out_channels=16), bbox_head=dict(in_channels=16, fc_out_channels=16)),
 )
+# mmcv 2.1 writes the ``dropout`` of an attention into a default that all later attentions of the process share
+ATTENTION = dict(embed_dims=16, dropout=0.0)
+QUERIES = dict(self_attn_cfg=ATTENTION, ffn_cfg=dict(embed_dims=16, feedforward_channels=16))
+DETR = dict(
+    num_queries=5,
+    backbone=dict(depth=18, base_channels=8),
+    neck=dict(in_channels=[64], out_channels=16),
+    encoder=dict(num_layers=1, layer_cfg=QUERIES),
+    decoder=dict(num_layers=1, layer_cfg=dict(QUERIES, cross_attn_cfg=ATTENTION)),
+    positional_encoding=dict(num_feats=8),
+    bbox_head=dict(embed_dims=16),
+)
 FCN = dict(
     backbone=dict(base_channels=8),
     decode_head=dict(in_channels=64, channels=8),
@@ -292,11 +304,18 @@ EMA = ['--cfg-options', 'default_hooks.ema.type=EMAHook', 'default_hooks.ema.mom
     ('name', 'changes', 'options', 'what', 'idle'),
     [
         ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', FRCNN, [], 'neck', ('rpn_head.', 'roi_head.')),
+        (
+            'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+            DETR,
+            [],
+            'neck',
+            ('encoder.', 'decoder.', 'query_embedding.', 'bbox_head.'),
+        ),
         ('mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', FCN, [], 'outputs', ('auxiliary_head.',)),
         ('vit', {}, ['--amp'], 'outputs', ()),
         ('resnet', {}, EMA, 'outputs', ()),
     ],
-    ids=['two stages', 'auxiliary head', 'amp', 'averages'],
+    ids=['two stages', 'queries', 'auxiliary head', 'amp', 'averages'],
 )
 def test_any_kind_of_model_heals(name, changes, options, what, idle, tmp_path, monkeypatch):
     """What is learned moves, all else is as it was, and what is written is the model."""
