@@ -26,12 +26,13 @@ def check_checkpoint(path: str | None) -> None:
         raise DataError(f"checkpoint '{path}' not found")
 
 
-def check_data(cfg, *phases: str) -> None:
+def check_data(cfg, *phases: str, option: str = '--data-root') -> None:
     """Check that what the datasets and the metrics of a config read exists, and that they can work.
 
     Args:
         cfg (Config): The config.
         *phases (str): Of 'train', 'val' and 'test'.
+        option (str): Of the tool, that names another folder. Defaults to '--data-root'.
 
     Raises:
         DataError: A path does not exist, or a metric cannot work with what is installed.
@@ -40,7 +41,7 @@ def check_data(cfg, *phases: str) -> None:
     if missing:
         raise DataError(
             f'dataset not found, expected: {", ".join(sorted(missing))} (in {os.getcwd()}); '
-            '--data-root FOLDER names another place'
+            f'{option} FOLDER names another place'
         )
     check_metrics(cfg, *phases)
 

@@ -407,6 +407,7 @@ def test_two_processes_heal_as_one_and_frozen_stages_stay(tmp_path):
     ('words', 'message'),
     [
         (['--images', 'nowhere'], "--images 'nowhere': no such folder"),
+        (['--cfg-options', 'train_dataloader.dataset.ann_file=a.json'], '--images FOLDER names another place'),
         (['--images', 'pictures', '--cfg-options', 'model.second_backbone.type=RepLCifarResNet'], 'several backbones'),
         (['--images', 'pictures', '--cfg-options', 'model.backbone.replace.mode=no'], "replace.mode='no'"),
         (['--images', 'pictures', '--cfg-options', 'model.num_classes=5'], None),  # other classes: the backbone alone

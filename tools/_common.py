@@ -126,19 +126,20 @@ def load_config(args):
     return cfg
 
 
-def check_files(cfg, *phases):
+def check_files(cfg, *phases, option='--data-root'):
     """End in one line if a file is missing that the config reads, or is of no use; errors of the config come first.
 
     Args:
         cfg (Config): The config; ``load_from`` is checked as well.
         *phases (str): Of 'train', 'val' and 'test': whose datasets and metrics are checked.
+        option (str): Of the tool, that names another folder of the data. Defaults to '--data-root'.
     """
     if not cfg.get('model'):
         stop('the config has no model')
     with one_line_errors():
         try:
             data_checks.check_checkpoint(cfg.get('load_from'))
-            data_checks.check_data(cfg, *phases)
+            data_checks.check_data(cfg, *phases, option=option)
         except DataError:
             # what is wrong in the config would come out after the data has been fetched
             MMLogger.get_current_instance().setLevel('ERROR')

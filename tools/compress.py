@@ -145,7 +145,7 @@ def main(argv=None):
         files['merged'], configs['merged'] = out / 'merged.pth', out / 'merged.py'
         stages.run('merge', configs['merged'].is_file, 'merge.py', chosen, files[last], files['merged'])
     note = test_note(cfg, whole, args.stock)
-    scores = dict.fromkeys(files)
+    notes, scores = [note] if note else [], dict.fromkeys(files)
     if note is None:
         cfg.model = config.with_backbones(cfg.model, config.stock_config)
         configs['stock'] = out / 'stock.py'
@@ -158,7 +158,8 @@ def main(argv=None):
                 '--work-dir', folder, *(['--data-root', root] if root else []), needed=False,
             )  # fmt: skip
             scores[name] = score(folder)
-            note = note if tested else f'`tools/test.py` failed on {name}.pth: the same command tests it again.'
+            if not tested:
+                notes.append(f'`tools/test.py` failed on {name}.pth: the same command tests it again.')
     with one_line_errors():
         compressed = config.build(config.stock_config(settings), cfg.get('default_scope'))
         words = {**plan['words'], 'slots': plan['slots']}
@@ -166,7 +167,7 @@ def main(argv=None):
     inputs = cost.ImageInput(plan['shape'], plan['batch'])
     costs = cost.measure(stock, inputs), cost.measure(compressed, inputs)
     healing = 'healing.png' if args.heal_steps and plot_healing(out / 'heal', out / 'healing.png') else None
-    text = page(Path(args.config).stem, plan, scores, stages.took, costs, [note] if note else [], healing)
+    text = page(Path(args.config).stem, plan, scores, stages.took, costs, notes, healing)
     (out / 'report.md').write_text(text)
     print(f'\n{text}\n{out / "report.md"}; load_from={str(files[last])!r} with {chosen}')
 

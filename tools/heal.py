@@ -114,7 +114,7 @@ def main(argv=None):
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     read_weights_only()
     cfg = prepare(args)
-    check_files(cfg, 'train')
+    check_files(cfg, 'train', option='--images')
     latest = go_on(cfg)
     if latest is None or not latest.endswith(f'iter_{args.steps}.pth'):
         with one_line_errors(DataError, ValueError):
