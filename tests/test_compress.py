@@ -13,6 +13,7 @@ from pathlib import Path
 import _stages
 import compress as tool
 import pytest
+import torch
 from test_healing import write_pictures
 from test_tools import run_well
 
@@ -56,8 +57,8 @@ class Pretended:
         return 0, 10**9
 
 
-def call(config, *words):
-    tool.main([str(word) for word in (config, 'stock.pth', 'out', *words)])
+def call(config, *words, stock='stock.pth'):
+    tool.main([str(word) for word in (config, stock, 'out', *words)])
 
 
 def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys):
@@ -99,6 +100,20 @@ def test_a_report_is_written_without_a_test_that_fails(prepared, monkeypatch):
     assert processes.ran == ['test.py'] and 'failed' not in Path('out/report.md').read_text()
 
 
+def test_layers_can_learn_a_classifiers_answers(prepared, monkeypatch):
+    """The fit takes them, all layers together; what is planned is fitted block by block all the same."""
+    processes = Pretended()
+    monkeypatch.setattr(_stages, 'run_measured', processes)
+    processes.kill = 3  # before convert.py runs a second time, for the stock network
+    for words, answers, steps in (([], False, '150'), (['--answers'], True, '0')):
+        processes.ran = []
+        with pytest.raises(SystemExit):
+            tool.main([str(word) for word in (prepared, 'stock.pth', f'out{steps}', *words, *WORDS)])
+        fit, plan = processes.words['convert.py'], processes.words['plan.py']
+        assert ('--answers' in fit) == answers and fit[fit.index('--block-steps') + 1] == steps
+        assert '--answers' not in plan and plan[plan.index('--block-steps') + 1] == '150'
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
@@ -107,6 +122,7 @@ def test_a_report_is_written_without_a_test_that_fails(prepared, monkeypatch):
         (['--cfg-options', 'model.backbone.type=VGG'], "does not support backbone type 'VGG'"),
         (['--cfg-options', 'model.second_backbone.type=RepLCifarResNet'], 'expected one backbone, the model has'),
         (['--cfg-options', 'model.backbone.depth=32'], "'stock.pth' has no values for"),
+        (['--answers'], "--answers: 'no_head.pth' has no head of the config's classifier"),
         (['--flops', 0.01], 'flops=0.01 is out of reach'),
         (['--images', 'few'], "--images 'few': 10 images, expected at least 16"),
         (['--images', 'broken'], "--images 'broken': 15 images, expected at least 16; 1 cannot be read, first: "),
@@ -123,8 +139,13 @@ def test_it_ends_in_one_line(prepared, words, message, capfd, monkeypatch):
         plan.main([str(word) for word in command[2:]])
 
     monkeypatch.setattr(_stages, 'run_measured', plan_here)
+    stock = 'stock.pth'
+    if '--answers' in words:
+        stock = 'no_head.pth'
+        state = torch.load('stock.pth')
+        torch.save({key: value for key, value in state.items() if not key.startswith('head.')}, stock)
     with pytest.raises(SystemExit) as stopped:
-        call(prepared, '--images', 'data', '--shape', 32, 32, *words)
+        call(prepared, '--images', 'data', '--shape', 32, 32, *words, stock=stock)
     assert message in str(stopped.value) and '\n' not in str(stopped.value)
     assert not list(Path('out').rglob('*.pth'))
 

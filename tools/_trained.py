@@ -65,6 +65,17 @@ def read_budget(args):
     args.measure, args.limit = given[0] if given else ('flops', 0.8)
 
 
+def check_answers(head, stock):
+    """End in one line unless there is a classifier's head, whose answers can be learned.
+
+    Args:
+        head (Callable | None): What classifier_head gave.
+        stock (str): The file of the stock model's weights.
+    """
+    if head is None:
+        stop(f"--answers: '{stock}' has no head of the config's classifier: expected weights of all of it")
+
+
 def one_backbone(cfg, name):
     """Return the path in the model and the settings of a config's backbone; end in one line if it has several or none.
 

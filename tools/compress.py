@@ -15,10 +15,11 @@ from pathlib import Path
 from _common import one_line_errors, read_quietly, save_whole, stop
 from _images import side
 from _stages import Stages
-from _trained import add_budgets, load_stock, one_backbone, read_budget
+from _trained import add_budgets, check_answers, load_stock, one_backbone, read_budget
 from mmengine.config import DictAction
 
 from repl_mm import apply_repl, config, cost
+from repl_mm.classification import classifier_head
 from repl_mm.compression import page, plot_healing, score
 from repl_mm.data_checks import DataError, check_data
 from repl_mm.heads import trained_model
@@ -49,6 +50,9 @@ def parse_args(argv=None):
     parser.add_argument('--num', type=int, default=512, help='images to choose and to fit with (default: 512)')
     parser.add_argument('--fit-steps', type=int, default=300, help='of fitting the layers together (default: 300)')
     parser.add_argument('--block-steps', type=int, default=150, help='of fitting one layer (default: 150)')
+    parser.add_argument(
+        '--answers', action='store_true', help="fit all together to a classifier's answers; best for a transformer"
+    )
     parser.add_argument('--heal-steps', type=int, default=400, help='0 for none (default: 400)')
     parser.add_argument('--lr', type=float, default=3e-4, help='of healing (default: 3e-4)')
     parser.add_argument(
@@ -113,11 +117,14 @@ def main(argv=None):
         check_keys(settings.get('replace'))
         stock, rest = load_stock(cfg, path, settings, args.stock)
         whole = trained_model(cfg, '.'.join(map(str, path)), stock, rest)[1]
+        if args.answers:
+            check_answers(classifier_head(cfg, rest), args.stock)
     remember(args)
     out, stages = args.out, Stages(args.out)
     limit = f'{args.limit / 1e6}MB' if args.measure == 'memory' else args.limit
     batch = ['--batch', args.batch] if args.batch else []
     kinds = ['--kinds', *(name for name, _ in args.kinds)] if args.kinds else []
+    fitted = ['--answers', '--block-steps', 0] if args.answers else ['--block-steps', args.block_steps]
     common = ['--shape', *args.shape, '--seed', args.seed]
     stages.run(
         'plan', (out / 'plan' / 'plan.json').is_file, 'plan.py', args.config, args.stock, '--images', args.images,
@@ -128,7 +135,7 @@ def main(argv=None):
     chosen = next((out / 'plan').glob('*_chosen.py'))
     stages.run(
         'convert', (out / 'converted.pth').is_file, 'convert.py', args.stock, chosen, out / 'converted.pth', '--fit',
-        args.images, '--num', args.num, '--steps', args.fit_steps, '--block-steps', args.block_steps, *common,
+        args.images, '--num', args.num, '--steps', args.fit_steps, *fitted, *common,
     )  # fmt: skip
     last = 'converted'
     if args.heal_steps:

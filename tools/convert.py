@@ -14,9 +14,9 @@ import argparse
 import copy
 from pathlib import Path
 
-from _common import one_line_errors, read_quietly, save_whole, stop
+from _common import one_line_errors, read_quietly, save_whole
 from _images import read_images, side
-from _trained import load_stock, one_backbone
+from _trained import check_answers, load_stock, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
@@ -71,8 +71,8 @@ def main(argv=None):
             print(apply_repl(backbone, **check_keys(settings.get('replace'))))
     if args.fit:
         head = classifier_head(cfg, rest, get_device())
-        if args.answers and head is None:
-            stop(f"--answers: '{args.stock}' has no head of the config's classifier: expected weights of all of it")
+        if args.answers:
+            check_answers(head, args.stock)
         images = read_images(cfg, args.fit, args.num, args.shape, '--fit').to(get_device())
         nets = [net.to(get_device()) for net in (backbone, stock)]
         steps = args.block_steps, args.steps, args.batch, args.lr
