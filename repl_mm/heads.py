@@ -8,8 +8,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .config import build, plain_config, stock_config, with_backbones
+from .config import ConfigError, build, find_backbones, plain_config, stock_config, type_name, with_backbones
 from .conversion import tensors
+from .registry import MODELS, class_of
 
 MORE = (TypeError, AttributeError, ValueError, KeyError, IndexError, AssertionError)  # of heads without what they need
 
@@ -45,13 +46,13 @@ class Whole(nn.Module):
 
     Args:
         model (nn.Module): The model.
-        path (tuple[str]): Of its backbone.
+        name (str): Dotted name of its backbone.
         backbone (nn.Module): What takes the backbone's place.
     """
 
-    def __init__(self, model: nn.Module, path: tuple[str, ...], backbone: nn.Module):
+    def __init__(self, model: nn.Module, name: str, backbone: nn.Module):
         super().__init__()
-        model.set_submodule('.'.join(path), backbone)
+        model.set_submodule(name, backbone)
         self.model = model
 
     def forward(self, x: Tensor):
@@ -71,22 +72,49 @@ def stock_model(cfg: Config) -> nn.Module:
     return build(with_backbones(plain_config(cfg.model), stock_config), cfg.get('default_scope'))
 
 
-def trained_model(cfg: Config, name: str, backbone: nn.Module, weights: dict[str, Tensor]) -> tuple[nn.Module, bool]:
-    """Build the stock model of a config around a backbone.
+def backbone_name(cfg: Config, path: tuple) -> str:
+    """Return the dotted name of a backbone in the model that is built of a config.
+
+    That is where its config stands, but where a module builds it of a config that was handed to it: BiSeNetV1's
+    ``backbone.backbone_cfg`` is ``backbone.context_path.backbone``.
+
+    Args:
+        cfg (Config): The config.
+        path (tuple): Of the backbone in the config's model.
+
+    Raises:
+        ConfigError: The model has no module of the backbone's type, or several.
+    """
+    name = '.'.join(map(str, path))
+    if len(path) == 1:
+        return name
+    stock = stock_config(find_backbones(plain_config(cfg.model))[path])
+    kind = class_of(MODELS, stock['type'], cfg.get('default_scope'))
+    names = [name for name, module in stock_model(cfg).named_modules() if type(module) is kind]
+    if name in names:
+        return name
+    if len(names) != 1:
+        raise ConfigError(
+            f'model.{name} is {len(names)} modules of the {type_name(cfg.model)} ({", ".join(names)}): expected one, '
+            'as in the config of the model alone'
+        )
+    return names[0]
+
+
+def trained_model(cfg: Config, name: str, weights: dict[str, Tensor]) -> tuple[nn.Module, bool]:
+    """Build the stock model of a config with weights of all but its backbone.
 
     Args:
         cfg (Config): The config.
         name (str): Dotted name of the backbone.
-        backbone (nn.Module): The backbone.
         weights (dict): Tensors of the model outside of its backbone.
 
     Returns:
-        tuple[nn.Module, bool]: The model, and whether it has the weights: those of all of it. A line in the log says
-        so if they are of other classes.
+        tuple[nn.Module, bool]: The model, its backbone without weights, and whether the weights were those of all
+        else. A line in the log says so if they are of other classes.
     """
     model = stock_model(cfg)
-    model.set_submodule(name, Given())
-    own = model.state_dict()
+    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(f'{name}.')}
     other = [key for key, tensor in own.items() if key in weights and weights[key].shape != tensor.shape]
     if other:
         there, here = (tuple(tensors[other[0]].shape) for tensors in (weights, own))
@@ -98,19 +126,16 @@ def trained_model(cfg: Config, name: str, backbone: nn.Module, weights: dict[str
         )
     whole = bool(weights) and not other and all(key in weights for key in own)
     if whole:
-        model.load_state_dict({key: weights[key] for key in own})
-    model.set_submodule(name, backbone)
+        model.load_state_dict({key: weights[key] for key in own}, strict=False)
     return model, whole
 
 
-def whole_head(
-    cfg: Config, path: tuple[str, ...], weights: dict[str, Tensor], outputs, device: str = 'cpu'
-) -> Callable | None:
+def whole_head(cfg: Config, name: str, weights: dict[str, Tensor], outputs, device: str = 'cpu') -> Callable | None:
     """What the whole model of a config makes of its backbone's outputs: the maps of a dense head, else the neck's.
 
     Args:
         cfg (Config): The config.
-        path (tuple[str]): Of the backbone in the config's model.
+        name (str): Dotted name of the backbone.
         weights (dict): Tensors of the model outside of its backbone.
         outputs: The backbone's outputs for some images.
         device (str): Where the outputs are. Defaults to 'cpu'.
@@ -119,10 +144,11 @@ def whole_head(
         Callable | None: It gives tensors, nested in any way; None if the weights are not those of the whole model, or
         it has nothing that takes the outputs alone.
     """
-    given = Given()
-    model, whole = trained_model(cfg, '.'.join(path), given, weights)
+    model, whole = trained_model(cfg, name, weights)
     if not whole:
         return None
+    given = Given()
+    model.set_submodule(name, given)
     model.to(device).requires_grad_(False)
     model.eval()
     nothing = torch.empty(1, 3, 1, 1, device=device)

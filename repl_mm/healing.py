@@ -21,7 +21,7 @@ from .config import build, find_backbones, stock_config, type_name, with_backbon
 from .conversion import distance, divergence, tensors
 from .cost.counting import on_fake_tensors
 from .data_checks import DataError
-from .heads import MORE, trained_model
+from .heads import MORE, backbone_name, trained_model
 from .merging import example_images
 from .pictures import plain_preprocessor
 from .registry import MODELS
@@ -157,14 +157,14 @@ def HealedModel(student, teacher, temperature=4.0, norm_eval=True, **settings):
     (path,) = found
     current = DefaultScope.get_current_instance()
     cfg = Config(dict(model=settings, default_scope=None if current is None else current.scope_name))
-    stock, whole = load_teacher(cfg, path, teacher)
+    name = backbone_name(cfg, path)
+    stock, whole = load_teacher(cfg, path, name, teacher)
     model = build(settings, cfg.default_scope)
-    path = '.'.join(map(str, path))
-    what, idle = learnable(stock, path, WHAT if whole else ('backbone',))
-    for name, parameter in model.named_parameters():
-        if name in idle:  # nothing would be learned there, and DDP would wait for it
+    what, idle = learnable(stock, name, WHAT if whole else ('backbone',))
+    for key, parameter in model.named_parameters():
+        if key in idle:  # nothing would be learned there, and DDP would wait for it
             parameter.requires_grad_(False)
-    model.teacher = Teacher(stock, what, path)
+    model.teacher = Teacher(stock, what, name)
     model.temperature = temperature
     model.norm_eval = norm_eval
     specialize(model, Healing)
@@ -172,12 +172,13 @@ def HealedModel(student, teacher, temperature=4.0, norm_eval=True, **settings):
     return model
 
 
-def load_teacher(cfg: Config, path: tuple, weights: str) -> tuple[nn.Module, bool]:
+def load_teacher(cfg: Config, path: tuple, name: str, weights: str) -> tuple[nn.Module, bool]:
     """Build the stock model of a config with trained weights.
 
     Args:
         cfg (Config): The config.
         path (tuple): Of the backbone in the config's model.
+        name (str): Dotted name of the backbone in the model.
         weights (str): File, or a name that mmengine knows.
 
     Returns:
@@ -186,14 +187,15 @@ def load_teacher(cfg: Config, path: tuple, weights: str) -> tuple[nn.Module, boo
     Raises:
         DataError: The weights cannot be had, or are not the backbone's.
     """
-    name = '.'.join(map(str, path))
     settings = find_backbones(cfg.model)[path]
     try:
         state, rest = read_stock(weights, f'{name}.')
         backbone, _ = load_backbone(stock_config(settings), cfg.get('default_scope'), state)
     except ValueError as error:
         raise DataError(f"HealedModel.teacher='{weights}' {' '.join(str(error).split())}") from error
-    return trained_model(cfg, name, backbone, rest)
+    model, whole = trained_model(cfg, name, rest)
+    model.get_submodule(name).load_state_dict(backbone.state_dict())  # its own, which some models have changed: ICNet
+    return model, whole
 
 
 def learnable(stock: nn.Module, path: str, kinds=WHAT) -> tuple[str, set[str]]:

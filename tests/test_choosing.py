@@ -261,16 +261,14 @@ def test_a_dense_models_maps_count(tmp_path):
     model, x = heads.stock_model(cfg).eval(), images(1)
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
     features = model.backbone(x)
-    head = heads.whole_head(cfg, ('backbone',), weights, features)
+    head = heads.whole_head(cfg, 'backbone', weights, features)
     expected = tensors(model(x, mode='tensor'))
     assert len(expected) == 6  # classes and boxes of three levels
     assert all(map(torch.equal, tensors(head(features)), expected))
-    assert heads.whole_head(cfg, ('backbone',), {}, features) is None
+    assert heads.whole_head(cfg, 'backbone', {}, features) is None
     weights.pop('bbox_head.retina_cls.weight')
-    assert heads.whole_head(cfg, ('backbone',), weights, features) is None
-    counted = cost.measure(
-        heads.Whole(heads.stock_model(cfg), ('backbone',), model.backbone), cost.ImageInput((64, 64))
-    )
+    assert heads.whole_head(cfg, 'backbone', weights, features) is None
+    counted = cost.measure(heads.Whole(heads.stock_model(cfg), 'backbone', model.backbone), cost.ImageInput((64, 64)))
     assert counted.params > cost.measure(model.backbone, cost.ImageInput((64, 64))).params
 
 
@@ -281,8 +279,31 @@ def test_features_count_where_the_heads_want_more():
     with torch.no_grad():
         features, expected = model.backbone(x), model.extract_feat(x)
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
-    head = heads.whole_head(cfg, ('backbone',), weights, features)
+    head = heads.whole_head(cfg, 'backbone', weights, features)
     assert len(expected) == 5 and all(map(torch.equal, head(features), expected))
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'backbone'),
+        ('mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py', 'backbone.context_path.backbone'),
+        ('mmseg::icnet/icnet_r18-d8_4xb2-80k_cityscapes-832x832.py', 'backbone.backbone'),
+    ],
+)
+def test_the_name_of_a_backbone_is_that_of_its_module(name, expected):
+    cfg = config.read_config(name)
+    (path,) = config.find_backbones(cfg.model)
+    found = heads.backbone_name(cfg, path)
+    assert found == expected and type(heads.stock_model(cfg).get_submodule(found)).__name__.startswith('ResNet')
+
+
+def test_a_backbone_of_two_models_has_no_name():
+    cfg = config.read_config('mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py')
+    with pytest.raises(
+        config.ConfigError, match=r'2 modules of the SoftTeacher \(student.backbone, teacher.backbone\)'
+    ):
+        heads.backbone_name(cfg, ('detector', 'backbone'))
 
 
 # ---- the config that is written -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A network with computing layers learns what its stock network puts out: repl_mm/healing.py, tools/heal.py."""
 
 import copy
+import functools
 import pickle
 import subprocess
 import sys
@@ -296,6 +297,9 @@ FCN = dict(
     decode_head=dict(in_channels=64, channels=8),
     auxiliary_head=dict(in_channels=32, channels=8),
 )
+BISENET = 'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py'
+# all of ICNet but its backbone, which it does not run as a whole
+ICNET = ('auxiliary_head.', 'neck.', 'decode_head.', 'backbone.psp_', 'backbone.conv_sub')
 EMA = ['--cfg-options', 'default_hooks.ema.type=EMAHook', 'default_hooks.ema.momentum=0.02']
 
 
@@ -312,10 +316,18 @@ EMA = ['--cfg-options', 'default_hooks.ema.type=EMAHook', 'default_hooks.ema.mom
             ('encoder.', 'decoder.', 'query_embedding.', 'bbox_head.'),
         ),
         ('mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', FCN, [], 'outputs', ('auxiliary_head.',)),
+        (
+            'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py',
+            {},
+            [],
+            'outputs',
+            ('auxiliary_head.',),
+        ),
+        ('mmseg::icnet/icnet_r18-d8_4xb2-80k_cityscapes-832x832.py', {}, [], 'backbone', ICNET),
         ('vit', {}, ['--amp'], 'outputs', ()),
         ('resnet', {}, EMA, 'outputs', ()),
     ],
-    ids=['two stages', 'queries', 'auxiliary head', 'amp', 'averages'],
+    ids=['two stages', 'queries', 'auxiliary head', 'in a backbone', 'run in parts', 'amp', 'averages'],
 )
 def test_any_kind_of_model_heals(name, changes, options, what, idle, tmp_path, monkeypatch):
     """What is learned moves, all else is as it was, and what is written is the model."""
@@ -323,8 +335,9 @@ def test_any_kind_of_model_heals(name, changes, options, what, idle, tmp_path, m
     monkeypatch.setenv('LOCAL_RANK', '0')
     cfg = config.read_config(name if '::' in name else str(write_config(tmp_path, name)))
     cfg.merge_from_dict(dict(model=changes, train_dataloader=dict(num_workers=0, persistent_workers=False)))
-    kind = cfg.model.backbone.type.removeprefix('RepL')
-    cfg.model.backbone.update(type=f'RepL{kind}', replace=dict())
+    (path,) = config.find_backbones(cfg.model)
+    backbone = functools.reduce(getattr, path, cfg.model)
+    backbone.update(type=f'RepL{backbone.type.removeprefix("RepL")}', replace=dict())
     cfg.pop('visualizer', None)  # those of one name are one object
     cfg.dump('tiny.py')
     write_pictures(tmp_path / 'pictures', 6)
@@ -420,6 +433,18 @@ def test_the_tool_ends_in_one_line(prepared, words, message, monkeypatch):
         tool.main([str(word) for word in (prepared, 'stock.pth', 'start.pth', 'out.pth', *words)])
     assert (message is None and stopped.value.code == 0) or message in str(stopped.value)
     assert '\n' not in str(stopped.value)
+
+
+@pytest.mark.parametrize('start', ['stock', 'other'])
+def test_a_start_of_another_network_is_refused(start, prepared):
+    """Else what does not fit would be left at random, and healed in silence."""
+    if start == 'other':
+        torch.save(config.build(dict(BACKBONE, depth=20, base_channels=2), 'repl_mm').state_dict(), 'other.pth')
+    with pytest.raises(SystemExit) as stopped:
+        tool.main([str(prepared), 'stock.pth', f'{start}.pth', 'out.pth', '--images', 'pictures', '--steps', '1'])
+    message = str(stopped.value)
+    assert f"START '{start}.pth' has no values for" in message and 'expected what tools/convert.py writes' in message
+    assert not list(prepared.parent.rglob('out.pth'))
 
 
 @pytest.mark.slow

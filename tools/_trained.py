@@ -10,7 +10,7 @@ from repl_mm import choosing, config
 from repl_mm.classification import classifier_head
 from repl_mm.conversion import frozen
 from repl_mm.data_checks import check_checkpoint
-from repl_mm.heads import whole_head
+from repl_mm.heads import backbone_name, whole_head
 from repl_mm.plan import MODES
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 
@@ -77,11 +77,14 @@ def check_answers(head, stock):
 
 
 def one_backbone(cfg, name):
-    """Return the path in the model and the settings of a config's backbone; end in one line if it has several or none.
+    """Find a config's backbone; end in one line if it has several or none.
 
     Args:
         cfg (Config): The config.
         name (str): What the user calls it.
+
+    Returns:
+        tuple[tuple, dict]: Its path in the config's model, and its settings.
     """
     with one_line_errors():
         backbones = config.find_backbones(cfg.get('model'))
@@ -92,12 +95,23 @@ def one_backbone(cfg, name):
     return path, settings
 
 
-def load_stock(cfg, path, settings, weights):
-    """Build the stock backbone of a config with trained weights; end in one line if they are not for it.
+def module_name(cfg, path):
+    """Return the dotted name in the model of a backbone; end in one line if it is several modules.
 
     Args:
         cfg (Config): The config.
         path (tuple): Of the backbone in the config's model.
+    """
+    with one_line_errors():
+        return backbone_name(cfg, path)
+
+
+def load_stock(cfg, name, settings, weights):
+    """Build the stock backbone of a config with trained weights; end in one line if they are not for it.
+
+    Args:
+        cfg (Config): The config.
+        name (str): Dotted name of the backbone in the model.
         settings (dict): Of the stock or RepL backbone.
         weights (str): File, or a name that mmengine knows.
 
@@ -107,7 +121,7 @@ def load_stock(cfg, path, settings, weights):
     try:
         with one_line_errors():
             check_checkpoint(weights)
-        state, rest = read_stock(weights, '.'.join(map(str, path)) + '.')
+        state, rest = read_stock(weights, f'{name}.')
         with one_line_errors():
             stock, unused = load_backbone(config.stock_config(settings), cfg.get('default_scope'), state)
     except ValueError as error:
@@ -117,16 +131,16 @@ def load_stock(cfg, path, settings, weights):
     return stock, rest
 
 
-def model_head(cfg, path, rest, backbone, images):
+def model_head(cfg, name, rest, backbone, images):
     """Return what the model of a config makes of its backbone's outputs, with its weights; None if they count alone.
 
     Args:
         cfg (Config): The config.
-        path (tuple): Of the backbone in the config's model.
+        name (str): Dotted name of the backbone in the model.
         rest (dict): Tensors of the model outside of its backbone.
         backbone (nn.Module): The backbone with weights.
         images (Tensor): Normalized images where it is.
     """
     with frozen(backbone), torch.no_grad():
         outputs = backbone(images[:1])
-    return classifier_head(cfg, rest, images.device) or whole_head(cfg, path, rest, outputs, images.device)
+    return classifier_head(cfg, rest, images.device) or whole_head(cfg, name, rest, outputs, images.device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from _common import one_line_errors, read_quietly, save_whole, stop
 from _images import side
 from _stages import Stages
-from _trained import add_budgets, check_answers, load_stock, one_backbone, read_budget
+from _trained import add_budgets, check_answers, load_stock, module_name, one_backbone, read_budget
 from mmengine.config import DictAction
 
 from repl_mm import apply_repl, config, cost
@@ -108,6 +108,7 @@ def main(argv=None):
     args = parse_args(argv)
     cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
+    name = module_name(cfg, path)
     if not args.images.is_dir():
         stop(f"--images '{args.images}': no such folder; expected one of pictures, or the dataset's data_root")
     root = args.data_root or (None if pictures_in(args.images) else str(args.images))
@@ -115,8 +116,8 @@ def main(argv=None):
         if root:
             config.set_data_root(cfg, root)
         check_keys(settings.get('replace'))
-        stock, rest = load_stock(cfg, path, settings, args.stock)
-        whole = trained_model(cfg, '.'.join(map(str, path)), stock, rest)[1]
+        stock, rest = load_stock(cfg, name, settings, args.stock)
+        whole = trained_model(cfg, name, rest)[1]
         if args.answers:
             check_answers(classifier_head(cfg, rest), args.stock)
     remember(args)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from _common import one_line_errors, read_quietly, save_whole
 from _images import read_images, side
-from _trained import check_answers, load_stock, one_backbone
+from _trained import check_answers, load_stock, module_name, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
@@ -64,8 +64,9 @@ def main(argv=None):
     set_random_seed(args.seed)
     cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
-    stock, rest = load_stock(cfg, path, settings, args.stock)
-    prefix, backbone = '.'.join(map(str, path)) + '.', copy.deepcopy(stock)
+    name = module_name(cfg, path)
+    stock, rest = load_stock(cfg, name, settings, args.stock)
+    backbone = copy.deepcopy(stock)
     if config.has_repl_type(settings):
         with one_line_errors():
             print(apply_repl(backbone, **check_keys(settings.get('replace'))))
@@ -79,7 +80,7 @@ def main(argv=None):
         errors = conversion.convert(*nets, images, *steps, head, args.answers)
         print(f'\nSquared error against the stock network on {len(images) // conversion.HELD_OUT} held-out images:\n')
         print(conversion.table(errors))
-    state = {prefix + key: value.cpu() for key, value in backbone.state_dict().items()}
+    state = {f'{name}.{key}': value.cpu() for key, value in backbone.state_dict().items()}
     save_whole(dict(state_dict={**state, **rest}, meta=dict(stock=Path(args.stock).name)), args.out)
     print(f"\n{args.out}: {len(state)} tensors of the backbone, {len(rest)} others; load_from='{args.out}'")
 

@@ -24,6 +24,7 @@ from _common import (
 )
 from _images import side
 from mmengine.config import DictAction
+from mmengine.model import is_model_wrapper
 
 from repl_mm.data_checks import DataError, check_checkpoint
 from repl_mm.healing import healing_config, last_checkpoint
@@ -109,6 +110,24 @@ def go_on(cfg):
     return latest
 
 
+def check_start(model, file):
+    """End in one line unless a checkpoint has the student's backbone: what it has not would stay at random.
+
+    Args:
+        model (nn.Module): The healed model, or what DDP makes of it.
+        file (str): START.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    with one_line_errors():
+        state = read_checkpoint(file)
+    state = state.get('state_dict', state)
+    own = {key: x for key, x in model.state_dict().items() if key.startswith(f'{model.teacher.path}.')}
+    lacking = [key for key, x in own.items() if getattr(state.get(key), 'shape', None) != x.shape]
+    if lacking:
+        count = f'{len(lacking)} of {len(own)} tensors of the backbone, first {lacking[0]!r}'
+        stop(f"START '{file}' has no values for {count}: expected what tools/convert.py writes for this config")
+
+
 def main(argv=None):
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -118,7 +137,10 @@ def main(argv=None):
     latest = go_on(cfg)
     if latest is None or not latest.endswith(f'iter_{args.steps}.pth'):
         with one_line_errors(DataError, ValueError):
-            build_runner(cfg).train()
+            runner = build_runner(cfg)
+            if latest is None:
+                check_start(runner.model, args.start)
+            runner.train()
     if is_first():
         state = read_checkpoint(last_checkpoint(cfg.work_dir))['state_dict']
         save_whole(dict(state_dict=state, meta=dict(stock=Path(args.stock).name)), args.out)

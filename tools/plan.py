@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _common import one_line_errors, read_quietly, save_whole, stop
 from _images import FEWEST, read_images, side
-from _trained import add_budgets, load_stock, model_head, one_backbone, read_budget
+from _trained import add_budgets, load_stock, model_head, module_name, one_backbone, read_budget
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
@@ -69,7 +69,7 @@ def parse_args(argv=None):
     return args
 
 
-def counters(cfg, path, args, shape):
+def counters(cfg, name, args, shape):
     """Return what counts the cost of a backbone alone, and for ``--memory`` with all that stands behind it."""
     inputs, (moments, _) = cost.ImageInput(shape, args.batch), config.optimizer_moments(cfg)
     alone = partial(cost.measure, inputs=inputs, moments=moments)
@@ -78,7 +78,7 @@ def counters(cfg, path, args, shape):
         return alone, alone
     print(f'Counted: the whole model, {inputs}')
     model = stock_model(cfg)
-    return alone, lambda net: cost.measure(Whole(model, path, net), inputs, moments)
+    return alone, lambda net: cost.measure(Whole(model, name, net), inputs, moments)
 
 
 def share_of_memory(args, savings):
@@ -121,7 +121,7 @@ def show_plans(stock, replace, words, alone, count, args):
     print(markdown(('plan', 'blocks', *choosing.MEASURES, title), found))
 
 
-def choose(cfg, path, settings, stock, rest, words, args):
+def choose(cfg, path, name, settings, stock, rest, words, args):
     """Choose by measurement, print how, and write a picture and a config."""
     file = args.out / f'{Path(args.config.rpartition("::")[2]).stem}_chosen.py'
     inherit = partial(config.inherit, args.config, file, path, options=args.cfg_options)
@@ -129,8 +129,8 @@ def choose(cfg, path, settings, stock, rest, words, args):
     most = PIXELS // (args.shape[0] * args.shape[1]) if pictures_in(args.images) else 512
     num, device = args.num or max(FEWEST, min(512, most)), get_device()
     images, stock = read_images(cfg, args.images, num, args.shape, '--images').to(device), stock.to(device)
-    head = model_head(cfg, path, rest, stock, images)
-    _, count = counters(cfg, path, args, tuple(images.shape[-2:]))
+    head = model_head(cfg, name, rest, stock, images)
+    _, count = counters(cfg, name, args, tuple(images.shape[-2:]))
     if args.measure == 'memory':
         args.limit = share_of_memory(args, choosing.Savings(stock, words, count))
     print(
@@ -160,6 +160,7 @@ def main(argv=None):
     warnings.filterwarnings('ignore', message='.*use_reentrant.*')  # of mm's blocks, as they are
     cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
+    name = module_name(cfg, path) if args.stock or args.measure == 'memory' else None
     args.batch = args.batch or (cfg.get('train_dataloader') or {}).get('batch_size') or 2
     try:
         with one_line_errors():
@@ -167,10 +168,10 @@ def main(argv=None):
             words = {key: value for key, value in replace.items() if key not in choosing.PLACES}
             if args.stock is None:
                 stock = config.build(config.stock_config(settings), cfg.get('default_scope'))
-                show_plans(stock, replace, words, *counters(cfg, path, args, args.shape), args)
+                show_plans(stock, replace, words, *counters(cfg, name, args, args.shape), args)
             else:
-                stock, rest = load_stock(cfg, path, settings, args.stock)
-                choose(cfg, path, settings, stock, rest, words, args)
+                stock, rest = load_stock(cfg, name, settings, args.stock)
+                choose(cfg, path, name, settings, stock, rest, words, args)
     except RuntimeError as error:  # what cannot be counted
         if 'cannot be counted' not in str(error):
             raise

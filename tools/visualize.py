@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from _common import one_line_errors, read_quietly, save_whole, set_data_root, stop
 from _images import read_images
-from _trained import load_stock, model_head, one_backbone
+from _trained import load_stock, model_head, module_name, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
@@ -83,19 +83,20 @@ def load_arm(file, weights, args):
         stop(f"config '{file}' has a {config.type_name(settings)}, which takes words: expected a backbone for images")
     if getattr(args, 'stages', None):
         settings['out_indices'] = tuple(args.stages)
+    name = module_name(cfg, path)
     load = load_repl if config.has_repl_type(settings) else load_stock
-    backbone, rest = load(cfg, path, settings, weights)
+    backbone, rest = load(cfg, name, settings, weights)
     backbone.to(get_device())
-    return cfg, backbone, lambda images: model_head(cfg, path, rest, backbone, images)
+    return cfg, backbone, lambda images: model_head(cfg, name, rest, backbone, images)
 
 
-def load_repl(cfg, path, settings, weights):
+def load_repl(cfg, name, settings, weights):
     """Build a RepL backbone with weights of its own, as :func:`load_stock`; end in one line if they are not for it."""
     with one_line_errors():
         check_checkpoint(weights)
         backbone = config.build(config.without_weights(settings), cfg.get('default_scope'))
         try:
-            state, rest = read_stock(weights, '.'.join(map(str, path)) + '.')
+            state, rest = read_stock(weights, f'{name}.')
             if PLAN_KEY not in state:
                 raise ValueError('has no RepL plan: expected what training or tools/convert.py wrote from the config')
             backbone.load_state_dict(state)
