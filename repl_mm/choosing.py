@@ -312,9 +312,11 @@ def choose(
     most = {place[:2]: place for place in useful}  # what saves most in each place
     least = savings.left(most.values(), measure)
     if least > limit:
+        share = math.ceil(1000 * least) / 1000
+        size = f' (--memory {math.ceil(least * memory(savings.cost()) / 1e6)}MB)' if measure == 'memory' else ''
         raise PlanError(
-            f'{measure}={limit:g} is out of reach: with all {len(most)} blocks replaced that save any, {least:.3f} '
-            f'are left; expected a share of at least {least:.3f}'
+            f'{measure}={limit:g} is out of reach: with all {len(most)} blocks replaced that save any, {share:.3f} '
+            f'are left; expected a share of at least {share:.3f}{size}'
         )
     trials = _Trials(backbone, images, words, fit, head, block_steps, kinds)
     steps, first = [], {}

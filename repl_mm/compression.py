@@ -23,7 +23,10 @@ ROWS = dict(  # checkpoints by the stage that makes them
 def score(work_dir: str | os.PathLike) -> tuple[str, float] | None:
     """Return the name and value of the metric that a Runner's test wrote last, or None."""
     files = sorted(file for file in Path(work_dir).glob('*/*.json') if file.stem == file.parent.name)
-    found = json.loads(files[-1].read_text()) if files else {}
+    try:
+        found = json.loads(files[-1].read_text()) if files else {}
+    except json.JSONDecodeError:  # cut off: the test was killed while it wrote
+        return None
     names = [name for name in (*METRICS, *found) if isinstance(found.get(name), int | float)]
     return (names[0], found[names[0]]) if names else None
 

@@ -59,12 +59,12 @@ class Whole(nn.Module):
         """What the model's heads put out.
 
         Raises:
-            RuntimeError: They ask for more than images: proposals, queries.
+            RuntimeError: They take more than images: proposals, queries.
         """
         try:
             return self.model(x, mode='tensor')
         except MORE as error:
-            raise RuntimeError(f'its heads take more than images: {error}') from error
+            raise RuntimeError('its heads take more than images') from error
 
 
 def stock_model(cfg: Config) -> nn.Module:

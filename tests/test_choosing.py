@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import set_random_seed
 from small import BACKBONES, STOCK, TRANSFORMERS, blocks, build, images
+from test_healing import write_pictures
 from test_tools import detector
 from torch import nn
 
@@ -416,7 +417,10 @@ def test_memory_is_that_of_the_whole_model(tmp_path, capsys):
 
 def test_a_model_that_cannot_be_counted_whole_is_named():
     words = ['--shape', 64, 64, '--memory', '1GB']
-    with pytest.raises(SystemExit, match='cannot be counted.*its heads take more than images') as stopped:
+    with pytest.raises(
+        SystemExit,
+        match=r'--memory: all of the model cannot be counted \(its heads take more than images\): expected --flops',
+    ) as stopped:
         run('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', *words)
     assert '\n' not in str(stopped.value)
 
@@ -425,7 +429,12 @@ def test_a_model_that_cannot_be_counted_whole_is_named():
     ('words', 'message'),
     [
         (['--images', 'nowhere'], "--images 'nowhere': no such folder"),
-        (['--images', 'data', '--num', 10], "--images 'data': 10 images, expected at least 16"),
+        (['--images', 'few'], "--images 'few': 10 images, expected at least 16"),
+        (['--images', 'data', '--out', 'stock.pth'], "--out 'stock.pth': 'stock.pth' is no folder"),
+        (
+            ['--images', 'labelled'],
+            "--images 'labelled' has label maps too, in 'maps': expected the pictures, as in 'img'",
+        ),
         (['--images', 'broken'], "'broken/x.png' is cut off or no picture"),
         (['--images', 'data', '--flops', 0.1], 'flops=0.1 is out of reach'),
         (['--images', 'data', '--cfg-options', 'model.backbone.replace.mode=no'], "replace.mode='no' is not valid"),
@@ -436,8 +445,12 @@ def test_a_model_that_cannot_be_counted_whole_is_named():
 def test_the_tool_ends_in_one_line(words, message, prepared, tmp_path):
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'x.png').write_text('no picture')
+    for folder in ('few', 'labelled/img', 'labelled/maps'):
+        write_pictures(tmp_path / folder, 10)
+    prefix = 'train_dataloader.dataset.data_prefix'
+    options = ['--cfg-options', f'{prefix}.img_path=img', f'{prefix}.seg_map_path=maps']
     with pytest.raises(SystemExit) as stopped:
-        run(prepared, 'stock.pth', *words)
+        run(prepared, 'stock.pth', *words, *(options if 'labelled' in words else []))
     assert message in str(stopped.value) and '\n' not in str(stopped.value)
     assert not (tmp_path / 'work_dirs').exists()
 
@@ -446,6 +459,8 @@ def test_the_tool_ends_in_one_line(words, message, prepared, tmp_path):
     ('words', 'message'),
     [
         (['stock.pth'], 'STOCK without --images DIR: expected both, or none of them'),
+        (['--fit'], '--fit without STOCK and --images DIR: there is nothing to fit to'),
+        (['stock.pth', '--images', 'data', '--num', 10], '--num 10: must be at least 16'),
         (['--images', 'data'], '--images without STOCK: expected both, or none of them'),
         (['--flops', 1.2], 'argument --flops: 1.2 is not valid: expected what may be left, above 0 and below 1'),
         (['--flops', 0.8, '--params', 0.7], 'argument --params: not allowed with argument --flops'),

@@ -31,7 +31,7 @@ class Pretended:
     def __init__(self):
         self.ran, self.kill, self.code, self.words = [], None, -9, {}
 
-    def __call__(self, command):
+    def __call__(self, command, lock):
         name, words = Path(command[1]).name, command[2:]
         self.ran.append(name)
         self.words[name] = list(map(str, words))
@@ -80,8 +80,28 @@ def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys
     report = Path('out/report.md').read_text()
     assert '0.750 of its flops are left, at most 0.8 were wanted' in report
     assert [line.split('|')[2].strip() for line in report.splitlines() if line.startswith('| healed')] != ['-']
-    with pytest.raises(SystemExit, match="OUT_DIR 'out' was begun with heal_steps=400, now 5"):
-        call(prepared, *WORDS[:5], '--heal-steps', 5, *WORDS[5:])
+    for words, change in (
+        (['--heal-steps', 5], "heal was done with '--steps 400', now with '--steps 5'"),
+        (['--amp'], "heal was done with less, now with '--amp'"),
+        (['--flops', 0.7], "plan was done with '--flops 0.8', now with '--flops 0.7'"),
+    ):
+        with pytest.raises(SystemExit, match=f"OUT_DIR 'out': {change}: expected the same, or another folder"):
+            call(prepared, *WORDS[:5], *words, *WORDS[5:])
+    processes.ran = []
+    Path('out').rename('moved')
+    tool.main([str(word) for word in (prepared, Path('stock.pth').resolve(), 'moved', *WORDS)])
+    assert not processes.ran
+
+
+def test_a_word_that_no_finished_stage_had_may_be_changed(prepared, monkeypatch):
+    processes = Pretended()
+    monkeypatch.setattr(_stages, 'run_measured', processes)
+    processes.kill, processes.code = 3, 1  # healing ends with an error
+    with pytest.raises(SystemExit):
+        call(prepared, *WORDS, '--lr', 1)
+    processes.ran, processes.kill = [], None
+    call(prepared, *WORDS, '--lr', 1e-3)
+    assert processes.ran[0] == 'heal.py' and '0.001' in processes.words['heal.py']
 
 
 def test_a_report_is_written_without_a_test_that_fails(prepared, monkeypatch):
@@ -124,6 +144,8 @@ def test_layers_can_learn_a_classifiers_answers(prepared, monkeypatch):
         (['--cfg-options', 'model.backbone.depth=32'], "'stock.pth' has no values for"),
         (['--answers'], "--answers: 'no_head.pth' has no head of the config's classifier"),
         (['--flops', 0.01], 'flops=0.01 is out of reach'),
+        (['--heal-options', 'model.temprature=2'], "unexpected keyword argument 'temprature'"),
+        (['--heal-options', 'model.temperature=-2'], 'HealedModel.temperature=-2 is not valid'),
         (['--images', 'few'], "--images 'few': 10 images, expected at least 16"),
         (['--images', 'broken'], "--images 'broken': 15 images, expected at least 16; 1 cannot be read, first: "),
     ],
@@ -133,7 +155,7 @@ def test_it_ends_in_one_line(prepared, words, message, capfd, monkeypatch):
     write_pictures(Path('broken'), 15)
     Path('broken/x.png').write_text('no picture')
 
-    def plan_here(command):  # in this process, which has imported everything
+    def plan_here(command, lock):  # in this process, which has imported everything
         import plan
 
         plan.main([str(word) for word in command[2:]])
@@ -161,6 +183,10 @@ def test_it_ends_in_one_line(prepared, words, message, capfd, monkeypatch):
             'argument --params: not allowed with argument --flops',
         ),
         (['--images', 'data', '--heal-steps', -1], '--heal-steps -1: must be at least 0'),
+        (['--images', 'data', '--num', 5], '--num 5: must be at least 16'),
+        (['--images', 'data', '--lr', 0], 'argument --lr: 0 is not valid: expected a number above 0'),
+        (['--images', 'data', '--seed', -1], 'argument --seed: -1 is not valid: expected a whole number from 0 to'),
+        (['--images', 'data', '--flops', '80%'], 'argument --flops: 80% is not valid: expected what may be left'),
     ],
 )
 def test_words_that_contradict_are_named(words, message, capsys):
@@ -171,7 +197,7 @@ def test_words_that_contradict_are_named(words, message, capsys):
 
 def test_why_nothing_is_tested(prepared, tmp_path):
     cfg = tool.config.read_config(str(prepared))
-    assert 'has the weights of the backbone alone' in tool.test_note(cfg, False, 'x.pth')
+    assert 'has the weights of the backbone alone, or those of other classes' in tool.test_note(cfg, False, 'x.pth')
     assert 'Nothing was tested: dataset not found' in tool.test_note(cfg, True, 'x.pth')
     cfg.test_dataloader = None
     assert tool.test_note(cfg, True, 'x.pth') == 'Nothing was tested: the config has no test set.'
@@ -181,9 +207,11 @@ def test_what_a_process_took():
     """Its own peak, not that of this process, nor that of one that was larger before it."""
     program = "x = b'1' * {}; import time; time.sleep(1); raise SystemExit({})"
     ours = b'1' * 2**29
-    (code, most), (other, least) = (
-        _stages.run_measured([sys.executable, '-c', program.format(*words)]) for words in ((2**30, 3), (1, 0))
-    )
+    with open(os.devnull) as lock:
+        (code, most), (other, least) = (
+            _stages.run_measured([sys.executable, '-c', program.format(*words)], lock.fileno())
+            for words in ((2**30, 3), (1, 0))
+        )
     assert (code, other) == (3, 0)
     assert most > 2**30 > len(ours) > least
 
@@ -195,22 +223,60 @@ def test_an_interrupted_stage_is_ended_and_what_it_took_is_kept(tmp_path, monkey
             raise KeyboardInterrupt
         return 7
 
-    pids, stages = [], _stages.Stages(tmp_path)
+    pids = []
     monkeypatch.setattr(_stages, 'TOOLS', tmp_path)
     (tmp_path / 'sleep.py').write_text('import time; time.sleep(60)')
     (tmp_path / 'quick.py').write_text('import time; time.sleep(0.3); raise SystemExit(2)')
     monkeypatch.setattr(_stages, 'peak_memory', interrupt)
-    with pytest.raises(SystemExit, match='heal was interrupted; the same command goes on from here'):
-        stages.run('heal', bool, 'sleep.py')
-    with pytest.raises(ProcessLookupError):
-        os.kill(pids[0], 0)
-    first = stages.took['heal']['seconds']
-    with pytest.raises(SystemExit) as stopped:
-        stages.run('heal', bool, 'quick.py')
-    assert stopped.value.code == 2
-    stages = _stages.Stages(tmp_path)
-    assert stages.took['heal']['seconds'] >= first + 0.3 and stages.took['heal']['peak'] == 7
-    assert not stages.run('test', bool, 'quick.py', needed=False) and stages.run('test', lambda: True, 'quick.py')
+    with _stages.Stages(tmp_path) as stages:
+        with pytest.raises(SystemExit, match='heal was interrupted; the same command goes on from here'):
+            stages.run('heal', bool, 'sleep.py')
+        with pytest.raises(ProcessLookupError):
+            os.kill(pids[0], 0)
+        first = stages.took['heal']['seconds']
+        with pytest.raises(SystemExit) as stopped:
+            stages.run('heal', bool, 'quick.py')
+        assert stopped.value.code == 2
+    with _stages.Stages(tmp_path) as stages:
+        assert stages.took['heal']['seconds'] >= first + 0.3 and stages.took['heal']['peak'] == 7
+        assert not stages.run('test', bool, 'quick.py', needed=False) and stages.run('test', lambda: True, 'quick.py')
+
+
+@pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGKILL])
+def test_a_folder_has_one_process(sign, tmp_path):
+    """A command that is ended takes its stage along; one that is killed cannot, and no second one starts beside it."""
+    (tmp_path / 'stage.py').write_text(
+        f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    program = (
+        f'import sys; sys.path.insert(0, {str(Path(_stages.__file__).parent)!r})\nimport _stages, pathlib\n'
+        f'_stages.TOOLS = out = pathlib.Path({str(tmp_path)!r})\n'
+        'with _stages.Stages(out) as stages: stages.run("a", bool, "stage.py")'
+    )
+    with open(tmp_path / 'errors', 'w') as errors:
+        process = subprocess.Popen([sys.executable, '-c', program], stderr=errors)
+    pid = tmp_path / 'pid'
+    while not pid.is_file() or not pid.read_text():
+        time.sleep(0.02)
+    with pytest.raises(SystemExit, match='is in use'), _stages.Stages(tmp_path):
+        pass
+    process.send_signal(sign)
+    process.wait()
+    error, stage = (tmp_path / 'errors').read_text(), int(pid.read_text())
+    if sign == signal.SIGTERM:
+        assert 'a was interrupted; the same command goes on from here' in error
+        with pytest.raises(ProcessLookupError):
+            os.kill(stage, 0)
+    else:
+        with pytest.raises(SystemExit, match='by a stage that one left behind'), _stages.Stages(tmp_path):
+            pass
+        os.kill(stage, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while True:
+        with suppress(SystemExit), _stages.Stages(tmp_path):
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_scores_are_those_that_were_tested_last(tmp_path):

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from rich.progress import track
 
-from repl_mm.data_checks import DataError, expected_paths
+from repl_mm.data_checks import DataError, check_pictures, expected_paths
 from repl_mm.pictures import covering, pictures_in, plain_preprocessor, read_image
 
 FEWEST = 16  # images from which anything can be told
@@ -23,6 +23,45 @@ def side(text):
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f'{text} is not valid: expected a number of pixels, at least 1')
     return int(text)
+
+
+def seed(text):
+    """Return the seed of random numbers."""
+    if not text.isdigit() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a whole number from 0 to {2**31 - 1}')
+    return int(text)
+
+
+def rate(text):
+    """Return a learning rate."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a number above 0')
+    return value
+
+
+def pictures_of(cfg, folder, option):
+    """Return the files of pictures in a folder, see :func:`repl_mm.pictures.pictures_in`.
+
+    Ends in one line if there is no such folder, or if it has the config's label maps among them.
+
+    Args:
+        cfg (Config): The config.
+        folder (Path): The folder.
+        option (str): What the user calls it.
+    """
+    if not folder.is_dir():
+        stop(f"{option} '{folder}': no such folder; expected one of pictures, or the dataset's data_root")
+    files = pictures_in(folder)
+    try:
+        if files:
+            check_pictures(cfg, folder)
+    except DataError as error:
+        stop(f'{option} {error}')
+    return files
 
 
 def read_images(cfg, folder, num, shape, option, fewest=FEWEST, phase='train'):
@@ -42,9 +81,7 @@ def read_images(cfg, folder, num, shape, option, fewest=FEWEST, phase='train'):
     Returns:
         Tensor: Normalized as for the model, (N, 3, H, W).
     """
-    if not folder.is_dir():
-        stop(f"{option} '{folder}': no such folder; expected one of pictures, or the dataset's data_root")
-    files, pictures, broken = pictures_in(folder), [], []
+    files, pictures, broken = pictures_of(cfg, folder, option), [], []
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), one_line_errors():
         if files:
             # closed here: closed by a garbage collection amid another display of progress, it would wait for that one

@@ -1,6 +1,8 @@
 """What tools for a trained network share: its config's one backbone, its weights, and budgets."""
 
 import argparse
+import copy
+import os
 import re
 
 import torch
@@ -11,6 +13,7 @@ from repl_mm.classification import classifier_head
 from repl_mm.conversion import frozen
 from repl_mm.data_checks import check_checkpoint
 from repl_mm.heads import backbone_name, whole_head
+from repl_mm.healing import healing_config
 from repl_mm.plan import MODES
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 
@@ -19,7 +22,10 @@ UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
 
 def share(text):
     """Return a share above 0 and below 1."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f'{text} is not valid: expected what may be left, above 0 and below 1')
     return value
@@ -65,6 +71,18 @@ def read_budget(args):
     args.measure, args.limit = given[0] if given else ('flops', 0.8)
 
 
+def check_folder(folder, what):
+    """End in one line if a folder is not there and cannot be made.
+
+    Args:
+        folder (Path): The folder.
+        what (str): What the user calls it.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        stop(f"{what} '{folder}': '{there}' is no folder that can be written to; expected another place")
+
+
 def check_answers(head, stock):
     """End in one line unless there is a classifier's head, whose answers can be learned.
 
@@ -74,6 +92,24 @@ def check_answers(head, stock):
     """
     if head is None:
         stop(f"--answers: '{stock}' has no head of the config's classifier: expected weights of all of it")
+
+
+def check_healing(cfg, stock, images, options):
+    """End in one line if the settings of a healing are not valid, before hours of what comes first.
+
+    Args:
+        cfg (Config): The config.
+        stock (str): The file of the stock model's weights.
+        images (Path): Folder of pictures.
+        options (dict): Settings of the healing alone.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict(options)
+    try:
+        with one_line_errors(ValueError):
+            config.build(healing_config(cfg, stock, stock, 1, images).model, cfg.get('default_scope'))
+    except TypeError as error:
+        stop(f'--heal-options {" ".join(options)}: {error}')
 
 
 def one_backbone(cfg, name):

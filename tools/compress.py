@@ -12,10 +12,19 @@ import argparse
 import json
 from pathlib import Path
 
-from _common import one_line_errors, read_quietly, save_whole, stop
-from _images import side
+from _common import one_line_errors, read_quietly
+from _images import FEWEST, pictures_of, rate, seed, side
 from _stages import Stages
-from _trained import add_budgets, check_answers, load_stock, module_name, one_backbone, read_budget
+from _trained import (
+    add_budgets,
+    check_answers,
+    check_folder,
+    check_healing,
+    load_stock,
+    module_name,
+    one_backbone,
+    read_budget,
+)
 from mmengine.config import DictAction
 
 from repl_mm import apply_repl, config, cost
@@ -23,7 +32,6 @@ from repl_mm.classification import classifier_head
 from repl_mm.compression import page, plot_healing, score
 from repl_mm.data_checks import DataError, check_data
 from repl_mm.heads import trained_model
-from repl_mm.pictures import pictures_in
 from repl_mm.surgery import check_keys
 
 
@@ -31,7 +39,7 @@ class Words(DictAction):
     """Keeps the words as they were given too, for other tools."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        namespace.words = ['--cfg-options', *values]
+        setattr(namespace, f'{self.dest}_words', ['--cfg-options', *values])
         super().__call__(parser, namespace, values, option_string)
 
 
@@ -54,47 +62,36 @@ def parse_args(argv=None):
         '--answers', action='store_true', help="fit all together to a classifier's answers; best for a transformer"
     )
     parser.add_argument('--heal-steps', type=int, default=400, help='0 for none (default: 400)')
-    parser.add_argument('--lr', type=float, default=3e-4, help='of healing (default: 3e-4)')
+    parser.add_argument('--lr', type=rate, default=3e-4, help='of healing (default: 3e-4)')
     parser.add_argument(
         '--batch', type=int, help="images in a step, of healing and for what is counted (default: the config's)"
     )
     parser.add_argument('--amp', action='store_true', help='heal with automatic mixed precision')
     parser.add_argument('--merge', action='store_true', help='plain modules in the place of the layers at last')
     parser.add_argument('--data-root', help='folder of the test set, in place of data_root in all of the config')
-    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    parser.add_argument('--seed', type=seed, default=0, help='default: 0')
     parser.add_argument('--cfg-options', nargs='+', action=Words, default={}, help='override settings')
     parser.add_argument(
-        '--heal-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings of healing alone, as of heal.py'
+        '--heal-options',
+        nargs='+',
+        action=Words,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings of healing alone, as of heal.py',
     )
-    parser.set_defaults(words=[])
+    parser.set_defaults(cfg_options_words=[], heal_options_words=[])
     args = parser.parse_args(argv)
-    for key, low in (('num', 1), ('fit_steps', 0), ('block_steps', 0), ('heal_steps', 0), ('batch', 1)):
+    for key, low in (('num', FEWEST), ('fit_steps', 0), ('block_steps', 0), ('heal_steps', 0), ('batch', 1)):
         if getattr(args, key) is not None and getattr(args, key) < low:
             parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
     read_budget(args)
     return args
 
 
-def remember(args):
-    """Write down what is to be done; end in one line if the folder holds something else."""
-    file = args.out / 'compress.json'
-    said = {key: str(value) for key, value in vars(args).items() if key != 'out'}
-    if not file.is_file():
-        save_whole(json.dumps(said, indent=1), file)
-        return
-    then = json.loads(file.read_text())
-    other = [key for key in said if said[key] != then.get(key)]
-    if other:
-        stop(
-            f"OUT_DIR '{args.out}' was begun with {other[0]}={then.get(other[0])}, now {said[other[0]]}: expected the "
-            'same, or another folder'
-        )
-
-
 def test_note(cfg, whole, stock):
     """Return why nothing can be tested, or None."""
     if not whole:
-        return f"Nothing was tested: '{stock}' has the weights of the backbone alone."
+        return f"Nothing was tested: '{stock}' has the weights of the backbone alone, or those of other classes."
     if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
         return 'Nothing was tested: the config has no test set.'
     try:
@@ -109,9 +106,8 @@ def main(argv=None):
     cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
     name = module_name(cfg, path)
-    if not args.images.is_dir():
-        stop(f"--images '{args.images}': no such folder; expected one of pictures, or the dataset's data_root")
-    root = args.data_root or (None if pictures_in(args.images) else str(args.images))
+    pictures = pictures_of(cfg, args.images, '--images')
+    root = args.data_root or (None if pictures else str(args.images))
     with one_line_errors():
         if root:
             config.set_data_root(cfg, root)
@@ -120,8 +116,26 @@ def main(argv=None):
         whole = trained_model(cfg, name, rest)[1]
         if args.answers:
             check_answers(classifier_head(cfg, rest), args.stock)
-    remember(args)
-    out, stages = args.out, Stages(args.out)
+    check_folder(args.out, 'OUT_DIR')
+    if args.heal_options:
+        check_healing(cfg, args.stock, args.images, args.heal_options)
+    with Stages(args.out) as stages:
+        compress(args, cfg, settings, stock, root, whole, stages)
+
+
+def compress(args, cfg, settings, stock, root, whole, stages):
+    """Run all stages, and write the report.
+
+    Args:
+        args (argparse.Namespace): The parsed arguments.
+        cfg (Config): The config.
+        settings (dict): Of its backbone.
+        stock (nn.Module): The stock backbone.
+        root (str | None): Folder of the test set, if not the config's.
+        whole (bool): Whether STOCK has the weights of the whole model.
+        stages (Stages): What runs them.
+    """
+    out = args.out
     limit = f'{args.limit / 1e6}MB' if args.measure == 'memory' else args.limit
     batch = ['--batch', args.batch] if args.batch else []
     kinds = ['--kinds', *(name for name, _ in args.kinds)] if args.kinds else []
@@ -130,7 +144,7 @@ def main(argv=None):
     stages.run(
         'plan', (out / 'plan' / 'plan.json').is_file, 'plan.py', args.config, args.stock, '--images', args.images,
         f'--{args.measure}', limit, '--fit', '--num', args.num, '--block-steps', args.block_steps,
-        '--out', out / 'plan', *common, *batch, *kinds, *args.words,
+        '--out', out / 'plan', *common, *batch, *kinds, *args.cfg_options_words,
     )  # fmt: skip
     plan = json.loads((out / 'plan' / 'plan.json').read_text())
     chosen = next((out / 'plan').glob('*_chosen.py'))
@@ -145,7 +159,7 @@ def main(argv=None):
             'heal', (out / 'healed.pth').is_file, 'heal.py', chosen, args.stock, out / 'converted.pth',
             out / 'healed.pth', '--images', args.images, '--steps', args.heal_steps, '--shape', *args.shape,
             '--work-dir', out / 'heal', '--seed', args.seed, '--lr', args.lr, *batch, *(['--amp'] if args.amp else []),
-            *(['--cfg-options', *args.heal_options] if args.heal_options else []),
+            *args.heal_options_words,
         )  # fmt: skip
     files = dict(stock=out / 'stock.pth', converted=out / 'converted.pth') | {last: out / f'{last}.pth'}
     configs = dict.fromkeys(files, chosen)

@@ -15,7 +15,7 @@ import copy
 from pathlib import Path
 
 from _common import one_line_errors, read_quietly, save_whole
-from _images import read_images, side
+from _images import FEWEST, read_images, seed, side
 from _trained import check_answers, load_stock, module_name, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -48,12 +48,14 @@ def parse_args(argv=None):
     parser.add_argument(
         '--answers', action='store_true', help="together to a classifier's answers alone; best with --block-steps 0"
     )
-    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    parser.add_argument('--seed', type=seed, default=0, help='default: 0')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
     args = parser.parse_args(argv)
-    for key, low in (('num', 1), ('batch', 1), ('steps', 0), ('block_steps', 0), ('lr', 0)):
+    for key, low in (('num', FEWEST), ('batch', 1), ('steps', 0), ('block_steps', 0), ('lr', 0)):
         if getattr(args, key) < low:
             parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
+    if args.out.is_dir():
+        parser.error(f"OUT '{args.out}' is a folder: expected a file name")
     if args.answers and not args.fit:
         parser.error('--answers: is for --fit IMAGES')
     return args

@@ -22,14 +22,13 @@ from _common import (
     set_data_root,
     stop,
 )
-from _images import side
+from _images import pictures_of, rate, seed, side
 from mmengine.config import DictAction
 from mmengine.model import is_model_wrapper
 
 from repl_mm.data_checks import DataError, check_checkpoint
 from repl_mm.healing import healing_config, last_checkpoint
 from repl_mm.optim import enable_amp
-from repl_mm.pictures import pictures_in
 from repl_mm.reading import read_checkpoint, read_weights_only
 
 
@@ -45,8 +44,8 @@ def parse_args(argv=None):
     )
     parser.add_argument('--steps', type=int, default=400, help='default: 400')
     parser.add_argument('--batch', type=int, help="images in a step (default: the config's)")
-    parser.add_argument('--lr', type=float, default=3e-4, help='of AdamW (default: 3e-4)')
-    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    parser.add_argument('--lr', type=rate, default=3e-4, help='of AdamW (default: 3e-4)')
+    parser.add_argument('--seed', type=seed, default=0, help='default: 0')
     parser.add_argument('--work-dir', type=Path, help='folder of logs and checkpoints (default: work_dirs/heal/OUT)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='settings, of the healing too')
@@ -66,9 +65,7 @@ def prepare(args):
     cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     folder = args.images
-    if folder is not None and not folder.is_dir():
-        stop(f"--images '{folder}': no such folder; expected one of pictures, or the dataset's data_root")
-    if folder is not None and not pictures_in(folder):
+    if folder is not None and not pictures_of(cfg, folder, '--images'):
         set_data_root(cfg, str(folder))
         folder = None
     if not cfg.get('model'):

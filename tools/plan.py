@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from _common import one_line_errors, read_quietly, save_whole, stop
-from _images import FEWEST, read_images, side
-from _trained import add_budgets, load_stock, model_head, module_name, one_backbone, read_budget
+from _images import FEWEST, read_images, seed, side
+from _trained import add_budgets, check_folder, load_stock, model_head, module_name, one_backbone, read_budget
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
@@ -54,15 +54,17 @@ def parse_args(argv=None):
     parser.add_argument('--batch', type=int, help="images in a training step (default: the config's, else 2)")
     parser.add_argument('--block-steps', type=int, default=150, help='of each fit (default: 150)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/plan'), help='folder (default: work_dirs/plan)')
-    parser.add_argument('--seed', type=int, default=0, help='default: 0')
+    parser.add_argument('--seed', type=seed, default=0, help='default: 0')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
     args = parser.parse_args(argv)
     if (args.stock is None) != (args.images is None):
         given, lacking = ('STOCK', '--images DIR') if args.stock else ('--images', 'STOCK')
         parser.error(f'{given} without {lacking}: expected both, or none of them')
-    for key, low in (('num', 1), ('batch', 1), ('block_steps', 0)):
+    for key, low in (('num', FEWEST), ('batch', 1), ('block_steps', 0)):
         if getattr(args, key) is not None and getattr(args, key) < low:
             parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
+    if args.fit and not args.stock:
+        parser.error('--fit without STOCK and --images DIR: there is nothing to fit to')
     if args.kinds and not args.fit:
         parser.error('--kinds without --fit: left out, a block is the same whatever would stand there')
     read_budget(args)
@@ -125,6 +127,7 @@ def choose(cfg, path, name, settings, stock, rest, words, args):
     """Choose by measurement, print how, and write a picture and a config."""
     file = args.out / f'{Path(args.config.rpartition("::")[2]).stem}_chosen.py'
     inherit = partial(config.inherit, args.config, file, path, options=args.cfg_options)
+    check_folder(args.out, '--out')
     inherit(backbone := dict(type=config.repl_type(settings)))  # what is wrong with it, before minutes of measuring
     most = PIXELS // (args.shape[0] * args.shape[1]) if pictures_in(args.images) else 512
     num, device = args.num or max(FEWEST, min(512, most)), get_device()
@@ -175,7 +178,13 @@ def main(argv=None):
     except RuntimeError as error:  # what cannot be counted
         if 'cannot be counted' not in str(error):
             raise
-        stop(' '.join(str(error).split()))
+        text = ' '.join(str(error).split())
+        if args.measure == 'memory':
+            cause = str(error.__cause__).splitlines()[0]
+            text = (
+                f'--memory: all of the model cannot be counted ({cause}): expected --flops, --activations or --params'
+            )
+        stop(text)
 
 
 if __name__ == '__main__':
