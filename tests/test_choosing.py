@@ -465,7 +465,7 @@ def test_the_tool_ends_in_one_line(words, message, prepared, tmp_path):
         (['--flops', 1.2], 'argument --flops: 1.2 is not valid: expected what may be left, above 0 and below 1'),
         (['--flops', 0.8, '--params', 0.7], 'argument --params: not allowed with argument --flops'),
         (['--memory', '8'], 'argument --memory: 8 is not valid: expected a size such as 8GB'),
-        (['--num', 0], '--num 0: must be at least 1'),
+        (['--num', 0], '--num 0: must be at least 16'),
     ],
 )
 def test_words_that_contradict_are_named(words, message, capsys):

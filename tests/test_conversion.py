@@ -450,7 +450,7 @@ def test_a_whole_detector_is_converted_and_tested(mini_coco, tmp_path):
         ('nowhere.pth', [], "checkpoint 'nowhere.pth' not found"),
         ('partial.pth', [], r"'partial.pth' has no values for \d+ of \d+ tensors of the stock CifarResNet \(layer3.0"),
         ('stock.pth', ['--fit', 'nowhere'], "--fit 'nowhere': no such folder"),
-        ('stock.pth', ['--fit', 'pictures', '--num', 5], "'pictures': 5 images, expected at least 16"),
+        ('stock.pth', ['--fit', 'few'], "'few': 5 images, expected at least 16"),
         ('stock.pth', ['--fit', 'broken'], "'broken/x.png' is cut off or no picture"),
         ('stock.pth', ['--cfg-options', 'model.backbone.replace.every=0'], 'replace.every=0 is not valid'),
         ('stock.pth', ['--cfg-options', 'model.backbone.replace=3'], 'replace=3 is not valid: expected a dict'),
@@ -473,6 +473,9 @@ def test_what_is_wrong_is_said_in_one_line(stock, options, message, pictures, tm
     torch.save({key: value for key, value in state.items() if 'layer3' not in key}, tmp_path / 'partial.pth')
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'x.png').write_text('no picture')
+    (tmp_path / 'few').mkdir()
+    for file in sorted(pictures.rglob('*.png'))[:5]:
+        file.rename(tmp_path / 'few' / file.name)
     done = run('convert.py', stock, config, 'out.pth', *options, cwd=tmp_path)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert re.search(message, done.stderr.strip().splitlines()[-1])
