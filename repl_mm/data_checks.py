@@ -11,8 +11,6 @@ from mmengine.utils import digit_version
 
 from .registry import class_of
 
-LABELS, IMAGES = ('seg_map_path', 'seg'), ('img_path', 'img')  # words of a dataset's data_prefix in mmseg and mmdet
-
 
 class DataError(ValueError):
     """A file of a dataset or a teacher is missing, cut off or another; the message names it and what was expected."""
@@ -85,25 +83,6 @@ def expected_paths(cfg, phase: str) -> Iterator[str]:
         path = evaluator.get('ann_file')
         if isinstance(path, str) and not is_remote(evaluator, [path]):
             yield path
-
-
-def check_pictures(cfg, folder: str | os.PathLike) -> None:
-    """Check that a folder of pictures has none of a config's label maps among them.
-
-    Raises:
-        DataError: It has some, where the config's training data or its test data have them.
-    """
-    for phase in ('train', 'test'):
-        for dataset in inner_datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset') or {}):
-            prefix = dataset.get('data_prefix')
-            words = prefix if isinstance(prefix, dict) else {}
-            labels, images = (next(filter(None, map(words.get, keys)), None) for keys in (LABELS, IMAGES))
-            if not isinstance(labels, str) or labels == images or os.path.isabs(labels):
-                continue
-            if os.path.isdir(os.path.join(folder, labels)):
-                raise DataError(
-                    f"'{folder}' has label maps too, in '{labels}': expected the pictures, as in '{images}'"
-                )
 
 
 def evaluators(cfg, phase: str) -> list[dict]:

@@ -11,15 +11,34 @@ from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .data_checks import DataError
+from .data_checks import DataError, inner_datasets
 from .registry import DATASETS, MODELS, class_of
 
+LABELS, IMAGES = ('seg_map_path', 'seg'), ('img_path', 'img')  # words of a dataset's data_prefix in mmseg and mmdet
 PICTURES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
 
 
 def pictures_in(folder: str | os.PathLike) -> list[Path]:
     """Return the files of pictures in a folder, however deep, in order."""
     return sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in PICTURES)
+
+
+def check_pictures(cfg: Config, folder: str | os.PathLike) -> None:
+    """Check that a folder of pictures has none of a config's label maps below it.
+
+    Raises:
+        DataError: It has some, where the config's training data or its test data have them.
+    """
+    for phase in ('train', 'test'):
+        for dataset in inner_datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset') or {}):
+            prefix = dataset.get('data_prefix')
+            words = prefix if isinstance(prefix, dict) else {}
+            labels, images = (next(filter(None, map(words.get, keys)), '') for keys in (LABELS, IMAGES))
+            if not isinstance(labels, str) or labels == images:
+                continue
+            below = (Path(folder) / labels).resolve()
+            if below != Path(folder).resolve() and below.is_relative_to(Path(folder).resolve()) and pictures_in(below):
+                raise DataError(f"'{folder}' has label maps too, in '{labels}': expected the folder of the pictures")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

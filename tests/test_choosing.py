@@ -433,7 +433,7 @@ def test_a_model_that_cannot_be_counted_whole_is_named():
         (['--images', 'data', '--out', 'stock.pth'], "--out 'stock.pth': 'stock.pth' is no folder"),
         (
             ['--images', 'labelled'],
-            "--images 'labelled' has label maps too, in 'maps': expected the pictures, as in 'img'",
+            "--images 'labelled' has label maps too, in 'maps': expected the folder of",
         ),
         (['--images', 'broken'], "'broken/x.png' is cut off or no picture"),
         (['--images', 'data', '--flops', 0.1], 'flops=0.1 is out of reach'),

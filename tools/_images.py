@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from rich.progress import track
 
-from repl_mm.data_checks import DataError, check_pictures, expected_paths
-from repl_mm.pictures import covering, pictures_in, plain_preprocessor, read_image
+from repl_mm.data_checks import DataError, expected_paths
+from repl_mm.pictures import check_pictures, covering, pictures_in, plain_preprocessor, read_image
 
 FEWEST = 16  # images from which anything can be told
 

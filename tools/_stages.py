@@ -12,6 +12,7 @@ from _common import save_whole, stop
 
 TOOLS = Path(__file__).resolve().parent
 POLL = 0.2  # seconds between two looks at a process
+WAIT = 10  # seconds: so long the loader's workers of a stage that was ended may live on
 
 
 def run_measured(command, lock):
@@ -34,6 +35,7 @@ def run_measured(command, lock):
                 time.sleep(POLL)
         except BaseException:
             process.kill()
+            process.wait()
             raise
     return process.returncode, peak
 
@@ -45,6 +47,17 @@ def peak_memory(pid):
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM:')), None)
+
+
+def locked(file):
+    """Lock an open file; False if another process has it. Where a disk knows no locks, nothing is locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def options(words):
@@ -65,43 +78,56 @@ class Stages:
         out (Path): Folder of the results; what every stage took is kept there as well.
 
     Attributes:
-        took (dict[str, dict]): ``seconds``, ``peak`` (bytes of main memory, or None) and, once it is done, ``words``
-            (the tool and its arguments) of each stage.
+        took (dict[str, dict]): ``seconds``, ``peak`` (bytes of main memory, or None) and ``words`` (the tool and its
+            arguments) of each stage.
     """
 
     def __init__(self, out):
         self.out = out
         self.file = out / 'took.json'
-        self.took = json.loads(self.file.read_text()) if self.file.is_file() else {}
 
     def __enter__(self):
+        """Take the folder, in which ``lock`` stays; end in one line if another process has it for ``WAIT`` seconds."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.out / 'lock', 'w')
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stop(f"OUT_DIR '{self.out}' is in use, by another such command or by a stage that one left behind")
+        last = time.monotonic() + WAIT
+        while not locked(self.lock):
+            if time.monotonic() > last:
+                stop(f"OUT_DIR '{self.out}' is in use, by another such command or by a stage that one left behind")
+            time.sleep(POLL)
+        self.took = json.loads(self.file.read_text()) if self.file.is_file() else {}
         self.handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends its stage too
         return self
 
     def __exit__(self, *error):
+        """Give the folder back."""
         signal.signal(signal.SIGTERM, self.handler)
         self.lock.close()
 
     def run(self, name, done, tool, *words, needed=True):
-        """Run a tool unless ``done()``.
+        """Run a tool unless it is done; what was done with other words ends in one line.
 
-        It ends with the tool's exit code if it fails, which has said why in one line, or if it is not ``needed``
-        returns False. What was done with other words is no reason to go on: it ends in one line.
+        Args:
+            name (str): Of the stage.
+            done (Callable): Whether what it writes is there.
+            tool (str): File of the tool.
+            *words: Its arguments, files and folders as a Path.
+            needed (bool): Whether all ends with the tool's exit code if it fails, which has said why in one line.
+                Defaults to True.
+
+        Returns:
+            bool: Whether it is done.
         """
+        words = [tool, *(str(word.absolute() if isinstance(word, Path) else word) for word in words)]
         if done():
-            self.check(name, self.plain(tool, words))
+            self.check(name, words)
             print(f'{name}: done before')
             return True
         print(f'\n== {name} ==', flush=True)
         start, code, peak = time.monotonic(), None, None
+        self.record(name, 0, None, words=words)  # now: killed, this process leaves a stage behind that goes on
         try:
-            code, peak = run_measured([sys.executable, TOOLS / tool, *map(str, words)], self.lock.fileno())
+            code, peak = run_measured([sys.executable, TOOLS / tool, *words[1:]], self.lock.fileno())
         except KeyboardInterrupt:
             stop(f'{name} was interrupted; the same command goes on from here')
         finally:
@@ -110,27 +136,13 @@ class Stages:
             stop(f'{name} was killed by {signal.Signals(-code).name}; the same command goes on from here')
         if code and needed:
             sys.exit(code)
-        if not code:
-            self.record(name, 0, None, words=self.plain(tool, words))
         return not code
-
-    def plain(self, tool, words):
-        """Return the words of a stage; files however they are named, and those in OUT_DIR wherever that is moved."""
-        out, found = self.out.resolve(), [tool]
-        for word in map(str, words):
-            file = Path(word).resolve()
-            if file.is_relative_to(out):
-                word = str(file.relative_to(out))
-            elif file.exists():
-                word = str(file)
-            found.append(word)
-        return found
 
     def check(self, name, words):
         """End in one line if a stage that is done had other words."""
-        then = self.took.get(name, {}).get('words', words)
+        then = self.took.get(name, {}).get('words', [])
         lost, new = (
-            ', '.join(f"'{option}'" for option in options(some) if option not in options(others)) or 'less'
+            ', '.join(f"'{option}'" for option in options(some) if option not in options(others)) or 'nothing more'
             for some, others in ((then, words), (words, then))
         )
         if then != words:

@@ -7,6 +7,7 @@ import re
 
 import torch
 from _common import one_line_errors, stop
+from mmengine.config import DictAction
 
 from repl_mm import choosing, config
 from repl_mm.classification import classifier_head
@@ -18,6 +19,15 @@ from repl_mm.plan import MODES
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
 
 UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
+
+
+class Words(DictAction):
+    """Keeps the words as they were given too, for other tools, in ``cfg_options_words`` for ``--cfg-options``."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, f'{self.dest}_words') or ['--cfg-options']
+        setattr(namespace, f'{self.dest}_words', [*before, *values])
+        super().__call__(parser, namespace, values, option_string)
 
 
 def share(text):
@@ -104,10 +114,14 @@ def check_healing(cfg, stock, images, options):
         options (dict): Settings of the healing alone.
     """
     cfg = copy.deepcopy(cfg)
-    cfg.merge_from_dict(options)
+    cfg.model = config.with_backbones(cfg.model, lambda node: dict(node, type=config.repl_type(node)))
     try:
         with one_line_errors(ValueError):
-            config.build(healing_config(cfg, stock, stock, 1, images).model, cfg.get('default_scope'))
+            cfg.merge_from_dict(options)
+            healing = healing_config(cfg, stock, stock, 1, images)
+            healing.merge_from_dict({key: value for key, value in options.items() if key.split('.')[0] != 'model'})
+            config.check_types(healing)
+            config.build(healing.model, cfg.get('default_scope'))
     except TypeError as error:
         stop(f'--heal-options {" ".join(options)}: {error}')
 

@@ -10,12 +10,14 @@ OUT_DIR has a report, report.md, the config plan/NAME_chosen.py and the checkpoi
 
 import argparse
 import json
+import os
 from pathlib import Path
 
-from _common import one_line_errors, read_quietly
+from _common import one_line_errors, read_quietly, stop
 from _images import FEWEST, pictures_of, rate, seed, side
 from _stages import Stages
 from _trained import (
+    Words,
     add_budgets,
     check_answers,
     check_folder,
@@ -25,7 +27,6 @@ from _trained import (
     one_backbone,
     read_budget,
 )
-from mmengine.config import DictAction
 
 from repl_mm import apply_repl, config, cost
 from repl_mm.classification import classifier_head
@@ -33,14 +34,6 @@ from repl_mm.compression import page, plot_healing, score
 from repl_mm.data_checks import DataError, check_data
 from repl_mm.heads import trained_model
 from repl_mm.surgery import check_keys
-
-
-class Words(DictAction):
-    """Keeps the words as they were given too, for other tools."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, f'{self.dest}_words', ['--cfg-options', *values])
-        super().__call__(parser, namespace, values, option_string)
 
 
 def parse_args(argv=None):
@@ -120,7 +113,10 @@ def main(argv=None):
     if args.heal_options:
         check_healing(cfg, args.stock, args.images, args.heal_options)
     with Stages(args.out) as stages:
-        compress(args, cfg, settings, stock, root, whole, stages)
+        try:
+            compress(args, cfg, settings, stock, root, whole, stages)
+        except KeyboardInterrupt:
+            stop('interrupted; the same command goes on from here')
 
 
 def compress(args, cfg, settings, stock, root, whole, stages):
@@ -136,27 +132,28 @@ def compress(args, cfg, settings, stock, root, whole, stages):
         stages (Stages): What runs them.
     """
     out = args.out
+    given, weights = (Path(word) if os.path.isfile(word) else word for word in (args.config, args.stock))
     limit = f'{args.limit / 1e6}MB' if args.measure == 'memory' else args.limit
     batch = ['--batch', args.batch] if args.batch else []
     kinds = ['--kinds', *(name for name, _ in args.kinds)] if args.kinds else []
     fitted = ['--answers', '--block-steps', 0] if args.answers else ['--block-steps', args.block_steps]
     common = ['--shape', *args.shape, '--seed', args.seed]
     stages.run(
-        'plan', (out / 'plan' / 'plan.json').is_file, 'plan.py', args.config, args.stock, '--images', args.images,
+        'plan', (out / 'plan' / 'plan.json').is_file, 'plan.py', given, weights, '--images', args.images,
         f'--{args.measure}', limit, '--fit', '--num', args.num, '--block-steps', args.block_steps,
         '--out', out / 'plan', *common, *batch, *kinds, *args.cfg_options_words,
     )  # fmt: skip
     plan = json.loads((out / 'plan' / 'plan.json').read_text())
     chosen = next((out / 'plan').glob('*_chosen.py'))
     stages.run(
-        'convert', (out / 'converted.pth').is_file, 'convert.py', args.stock, chosen, out / 'converted.pth', '--fit',
+        'convert', (out / 'converted.pth').is_file, 'convert.py', weights, chosen, out / 'converted.pth', '--fit',
         args.images, '--num', args.num, '--steps', args.fit_steps, *fitted, *common,
     )  # fmt: skip
     last = 'converted'
     if args.heal_steps:
         last = 'healed'
         stages.run(
-            'heal', (out / 'healed.pth').is_file, 'heal.py', chosen, args.stock, out / 'converted.pth',
+            'heal', (out / 'healed.pth').is_file, 'heal.py', chosen, weights, out / 'converted.pth',
             out / 'healed.pth', '--images', args.images, '--steps', args.heal_steps, '--shape', *args.shape,
             '--work-dir', out / 'heal', '--seed', args.seed, '--lr', args.lr, *batch, *(['--amp'] if args.amp else []),
             *args.heal_options_words,
@@ -172,7 +169,7 @@ def compress(args, cfg, settings, stock, root, whole, stages):
         cfg.model = config.with_backbones(cfg.model, config.stock_config)
         configs['stock'] = out / 'stock.py'
         cfg.dump(configs['stock'])
-        stages.run('stock', files['stock'].is_file, 'convert.py', args.stock, configs['stock'], files['stock'])
+        stages.run('stock', files['stock'].is_file, 'convert.py', weights, configs['stock'], files['stock'])
         for name, file in files.items():
             folder = out / 'test' / name
             tested = stages.run(

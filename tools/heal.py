@@ -25,7 +25,9 @@ from _common import (
 from _images import pictures_of, rate, seed, side
 from mmengine.config import DictAction
 from mmengine.model import is_model_wrapper
+from mmengine.runner import CheckpointLoader
 
+from repl_mm.checkpoint import PLAN_KEY
 from repl_mm.data_checks import DataError, check_checkpoint
 from repl_mm.healing import healing_config, last_checkpoint
 from repl_mm.optim import enable_amp
@@ -116,9 +118,13 @@ def check_start(model, file):
     """
     model = model.module if is_model_wrapper(model) else model
     with one_line_errors():
-        state = read_checkpoint(file)
-    state = state.get('state_dict', state)
-    own = {key: x for key, x in model.state_dict().items() if key.startswith(f'{model.teacher.path}.')}
+        state = CheckpointLoader.load_checkpoint(file, map_location='cpu')
+    state = {key.removeprefix('module.'): x for key, x in state.get('state_dict', state).items()}
+    own = {
+        key: x
+        for key, x in model.state_dict().items()
+        if key.startswith(f'{model.teacher.path}.') and not key.endswith((PLAN_KEY, 'num_batches_tracked'))
+    }
     lacking = [key for key, x in own.items() if getattr(state.get(key), 'shape', None) != x.shape]
     if lacking:
         count = f'{len(lacking)} of {len(own)} tensors of the backbone, first {lacking[0]!r}'
