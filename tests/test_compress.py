@@ -254,6 +254,7 @@ def test_a_folder_has_one_process(sign, tmp_path, monkeypatch):
         process = subprocess.Popen([sys.executable, '-c', program], stderr=errors)
     pid = tmp_path / 'pid'
     while not pid.is_file() or not pid.read_text():
+        assert process.poll() is None, (tmp_path / 'errors').read_text()
         time.sleep(0.02)
     with pytest.raises(SystemExit, match='is in use'), _stages.Stages(tmp_path):
         pass
