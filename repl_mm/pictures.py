@@ -19,26 +19,33 @@ PICTURES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
 
 
 def pictures_in(folder: str | os.PathLike) -> list[Path]:
-    """Return the files of pictures in a folder, however deep, in order."""
-    return sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in PICTURES)
+    """Return the files of pictures in a folder, however deep and behind links, in order."""
+    found, seen = [], set()
+    for here, below, files in os.walk(folder, followlinks=True):
+        found += [Path(here, name) for name in files if name.lower().endswith(PICTURES)]
+        real = {name: os.path.realpath(os.path.join(here, name)) for name in below}
+        below[:] = [name for name in below if real[name] not in seen]  # a link may lead back
+        seen.update(real.values())
+    return sorted(found)
 
 
 def check_pictures(cfg: Config, folder: str | os.PathLike) -> None:
-    """Check that a folder of pictures has none of a config's label maps below it.
+    """Check that a folder of pictures has none of a config's label maps among them.
 
     Raises:
-        DataError: It has some, where the config's training data or its test data have them.
+        DataError: Some lie in a folder of the name that the config's training data or its test data have them in.
     """
+    folders = sorted({path.parent.resolve().as_posix() for path in pictures_in(folder)})
     for phase in ('train', 'test'):
         for dataset in inner_datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset') or {}):
             prefix = dataset.get('data_prefix')
             words = prefix if isinstance(prefix, dict) else {}
             labels, images = (next(filter(None, map(words.get, keys)), '') for keys in (LABELS, IMAGES))
-            if not isinstance(labels, str) or labels == images:
+            if not isinstance(labels, str) or not labels or Path(images).is_relative_to(labels):
                 continue
-            below = (Path(folder) / labels).resolve()
-            if below != Path(folder).resolve() and below.is_relative_to(Path(folder).resolve()) and pictures_in(below):
-                raise DataError(f"'{folder}' has label maps too, in '{labels}': expected the folder of the pictures")
+            below = next((name for name in folders if f'/{labels.strip("/")}/' in f'{name}/'), None)
+            if below:
+                raise DataError(f"'{folder}' has label maps, in '{below}': expected the folder of the pictures")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

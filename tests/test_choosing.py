@@ -25,6 +25,7 @@ from repl_mm import PlanError, choosing, config, cost, heads
 from repl_mm.classification import CifarResNet
 from repl_mm.classification.cifar_resnet import BasicBlock
 from repl_mm.conversion import tensors
+from repl_mm.pictures import pictures_in
 
 CIFAR = dict(STOCK['cifar b'], base_channels=4)
 COUNT = partial(cost.measure, inputs=cost.ImageInput((32, 32), 2))
@@ -348,7 +349,10 @@ def test_the_tool_writes_a_config_that_trains_and_converts(prepared, tmp_path, c
     words = ['--fit', '--block-steps', 2, '--flops', 0.9, '--num', 24, '--out', 'out']
     run(prepared, 'stock.pth', '--images', 'data', *words, '--cfg-options', 'model.backbone.replace.mode=linear')
     text = capsys.readouterr().out
-    assert "24 images; what counts: the model's outputs" in text and 'replace=dict(slots=[(' in text
+    assert (
+        "24 images; what counts: what the model makes of its backbone's outputs" in text
+        and 'replace=dict(slots=[(' in text
+    )
     saved = json.loads((tmp_path / 'out' / 'plan.json').read_text())
     cfg = Config.fromfile(tmp_path / 'out' / 'resnet_chosen.py')
     assert [list(place) for place in cfg.model.backbone.replace.slots] == saved['slots']
@@ -402,7 +406,19 @@ def test_without_weights_it_counts(prepared, capsys):
         'nothing is measured' in text and 'Counted: the backbone alone' in text and 'RepL plan of CifarResNet' in text
     )
     assert all(f'| {name}' in text for name in ('separable', 'half', 'remove', 'patch', 'every=2'))
-    assert 'ranked by saving only' in text and 'params <= 0.8' in text
+    assert 'ranked by saving only' in text and 'params <= 0.8' in text and 'None of them' not in text
+    run(prepared, '--params', 0.01, '--cfg-options', 'model.data_preprocessor.size=40')
+    text = capsys.readouterr().out
+    assert 'Counted: the backbone alone, 40x40' in text and 'None of them leaves params <= 0.01.' in text
+
+
+def test_pictures_behind_links_are_found_once(tmp_path):
+    write_pictures(tmp_path / 'elsewhere', 2)
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'train').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere' / 'back').symlink_to(tmp_path / 'data')
+    found = [path.relative_to(tmp_path).as_posix() for path in pictures_in(tmp_path / 'data')]
+    assert len(found) == 2 and all(name.startswith('data/train/') for name in found)
 
 
 def test_memory_is_that_of_the_whole_model(tmp_path, capsys):
@@ -413,6 +429,20 @@ def test_memory_is_that_of_the_whole_model(tmp_path, capsys):
     assert 'Counted: the whole model, 64x64, batch 2' in text and 'memory <= 0.' in text
     with pytest.raises(SystemExit, match=r'--memory 8GB: the stock model needs 0\.\d+GB only; expected less'):
         run(file, *words, '--memory', '8GB')
+
+
+def test_a_model_of_words_is_refused():
+    with pytest.raises(SystemExit, match='its backbone takes words: expected one that takes images'):
+        run(Path(tool.__file__).parents[1] / 'configs' / 'language' / 'gpt2-s_repl_wikitext2.py')
+
+
+def test_an_interruption_ends_in_one_line(prepared, monkeypatch):
+    def interrupt(*words, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(choosing, 'choose', interrupt)
+    with pytest.raises(SystemExit, match='^[^\n]*: interrupted$'):
+        run(prepared, 'stock.pth', '--images', 'data')
 
 
 def test_a_model_that_cannot_be_counted_whole_is_named():
@@ -433,8 +463,10 @@ def test_a_model_that_cannot_be_counted_whole_is_named():
         (['--images', 'data', '--out', 'stock.pth'], "--out 'stock.pth': 'stock.pth' is no folder"),
         (
             ['--images', 'labelled'],
-            "--images 'labelled' has label maps too, in 'maps': expected the folder of",
+            "labelled/maps': expected the folder of the pictures",
         ),
+        (['--images', '.'], "--images '.' has label maps, in '"),
+        (['--images', 'labelled/maps'], "--images 'labelled/maps' has label maps, in '"),
         (['--images', 'broken'], "'broken/x.png' is cut off or no picture"),
         (['--images', 'data', '--flops', 0.1], 'flops=0.1 is out of reach'),
         (['--images', 'data', '--cfg-options', 'model.backbone.replace.mode=no'], "replace.mode='no' is not valid"),
@@ -450,7 +482,7 @@ def test_the_tool_ends_in_one_line(words, message, prepared, tmp_path):
     prefix = 'train_dataloader.dataset.data_prefix'
     options = ['--cfg-options', f'{prefix}.img_path=img', f'{prefix}.seg_map_path=maps']
     with pytest.raises(SystemExit) as stopped:
-        run(prepared, 'stock.pth', *words, *(options if 'labelled' in words else []))
+        run(prepared, 'stock.pth', *words, *(options if words[1] in ('.', 'labelled', 'labelled/maps') else []))
     assert message in str(stopped.value) and '\n' not in str(stopped.value)
     assert not (tmp_path / 'work_dirs').exists()
 

@@ -87,6 +87,9 @@ def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys
     ):
         with pytest.raises(SystemExit, match=f"OUT_DIR 'out': {change}: expected the same, or another folder"):
             call(prepared, *WORDS[:5], *words, *WORDS[5:])
+    Path('out/converted.pth').write_text('of another fit')
+    with pytest.raises(SystemExit, match=r"heal was done with another content of '.*out/converted.pth': expected"):
+        call(prepared, *WORDS)
 
 
 def test_a_word_that_no_finished_stage_had_may_be_changed(prepared, monkeypatch):

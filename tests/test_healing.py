@@ -10,6 +10,8 @@ import heal as tool
 import numpy as np
 import pytest
 import torch
+from heal import broken_pictures
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS
@@ -427,6 +429,17 @@ def test_the_tool_ends_in_one_line(prepared, words, message, monkeypatch):
         tool.main([str(word) for word in (prepared, 'stock.pth', 'start.pth', 'out.pth', *words)])
     assert (message is None and stopped.value.code == 0) or message in str(stopped.value)
     assert '\n' not in str(stopped.value)
+
+
+@pytest.mark.parametrize('content', [b'no picture', b''])
+def test_a_broken_picture_of_the_configs_own_data_is_named(content, tmp_path):
+    file = tmp_path / 'broken.png'
+    file.write_bytes(content)
+    with pytest.raises(SystemExit, match="of the config's training data cannot be read") as stopped, broken_pictures():
+        LoadImageFromFile()(dict(img_path=str(file)))
+    assert ('broken.png' in str(stopped.value)) == bool(content)
+    with pytest.raises(AssertionError, match='another'), broken_pictures():
+        raise AssertionError('another')
 
 
 @pytest.mark.parametrize('start', ['stock', 'other'])

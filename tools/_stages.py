@@ -1,6 +1,7 @@
 """Stages of tools/compress.py: tools one after another, each a process of its own, and none whose result is there."""
 
 import fcntl
+import hashlib
 import json
 import signal
 import subprocess
@@ -60,6 +61,15 @@ def locked(file):
     return True
 
 
+def fingerprint(file):
+    """Return the SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(file, 'rb') as stream:
+        while part := stream.read(2**24):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def options(words):
     """Return the words of a command, option by option, each with its values."""
     found = []
@@ -78,8 +88,8 @@ class Stages:
         out (Path): Folder of the results; what every stage took is kept there as well.
 
     Attributes:
-        took (dict[str, dict]): ``seconds``, ``peak`` (bytes of main memory, or None) and ``words`` (the tool and its
-            arguments) of each stage.
+        took (dict[str, dict]): ``seconds``, ``peak`` (bytes of main memory, or None), ``words`` (the tool and its
+            arguments) and ``files`` (fingerprints of what it read) of each stage.
     """
 
     def __init__(self, out):
@@ -105,27 +115,31 @@ class Stages:
         self.lock.close()
 
     def run(self, name, done, tool, *words, needed=True):
-        """Run a tool unless it is done; what was done with other words ends in one line.
+        """Run a tool unless it is done; what was done with other words or files ends in one line.
 
         Args:
             name (str): Of the stage.
             done (Callable): Whether what it writes is there.
             tool (str): File of the tool.
-            *words: Its arguments, files and folders as a Path.
+            *words: Its arguments, files that it reads and folders as a Path, what it writes as text.
             needed (bool): Whether all ends with the tool's exit code if it fails, which has said why in one line.
                 Defaults to True.
 
         Returns:
             bool: Whether it is done.
         """
+        read = [word.absolute() for word in words if isinstance(word, Path) and word.is_file()]
         words = [tool, *(str(word.absolute() if isinstance(word, Path) else word) for word in words)]
         if done():
-            self.check(name, words)
+            self.check(name, words, read)
             print(f'{name}: done before')
             return True
         print(f'\n== {name} ==', flush=True)
         start, code, peak = time.monotonic(), None, None
-        self.record(name, 0, None, words=words)  # now: killed, this process leaves a stage behind that goes on
+        files = {str(file): fingerprint(file) for file in read}
+        self.record(
+            name, 0, None, words=words, files=files
+        )  # now: killed, this process leaves a stage behind that goes on
         try:
             code, peak = run_measured([sys.executable, TOOLS / tool, *words[1:]], self.lock.fileno())
         except KeyboardInterrupt:
@@ -138,9 +152,9 @@ class Stages:
             sys.exit(code)
         return not code
 
-    def check(self, name, words):
-        """End in one line if a stage that is done had other words."""
-        then = self.took.get(name, {}).get('words', [])
+    def check(self, name, words, read):
+        """End in one line if a stage that is done had other words, or read files that have changed since."""
+        then, files = (self.took.get(name, {}).get(key, kind()) for key, kind in (('words', list), ('files', dict)))
         lost, new = (
             ', '.join(f"'{option}'" for option in options(some) if option not in options(others)) or 'nothing more'
             for some, others in ((then, words), (words, then))
@@ -148,6 +162,10 @@ class Stages:
         if then != words:
             change = f'{name} was done with {lost}, now with {new}'
             stop(f"OUT_DIR '{self.out}': {change}: expected the same, or another folder")
+        for file in map(str, read):
+            if file in files and files[file] != fingerprint(file):
+                change = f"{name} was done with another content of '{file}'"
+                stop(f"OUT_DIR '{self.out}': {change}: expected the same, or another folder")
 
     def record(self, name, seconds, peak, **more):
         """Add what a stage took, to what it took before it was stopped."""

@@ -137,6 +137,7 @@ def compress(args, cfg, settings, stock, root, whole, stages):
     batch = ['--batch', args.batch] if args.batch else []
     kinds = ['--kinds', *(name for name, _ in args.kinds)] if args.kinds else []
     fitted = ['--answers', '--block-steps', 0] if args.answers else ['--block-steps', args.block_steps]
+    written = {name: str((out / f'{name}.pth').absolute()) for name in ('converted', 'healed', 'merged', 'stock')}
     common = ['--shape', *args.shape, '--seed', args.seed]
     stages.run(
         'plan', (out / 'plan' / 'plan.json').is_file, 'plan.py', given, weights, '--images', args.images,
@@ -146,7 +147,7 @@ def compress(args, cfg, settings, stock, root, whole, stages):
     plan = json.loads((out / 'plan' / 'plan.json').read_text())
     chosen = next((out / 'plan').glob('*_chosen.py'))
     stages.run(
-        'convert', (out / 'converted.pth').is_file, 'convert.py', weights, chosen, out / 'converted.pth', '--fit',
+        'convert', (out / 'converted.pth').is_file, 'convert.py', weights, chosen, written['converted'], '--fit',
         args.images, '--num', args.num, '--steps', args.fit_steps, *fitted, *common,
     )  # fmt: skip
     last = 'converted'
@@ -154,7 +155,7 @@ def compress(args, cfg, settings, stock, root, whole, stages):
         last = 'healed'
         stages.run(
             'heal', (out / 'healed.pth').is_file, 'heal.py', chosen, weights, out / 'converted.pth',
-            out / 'healed.pth', '--images', args.images, '--steps', args.heal_steps, '--shape', *args.shape,
+            written['healed'], '--images', args.images, '--steps', args.heal_steps, '--shape', *args.shape,
             '--work-dir', out / 'heal', '--seed', args.seed, '--lr', args.lr, *batch, *(['--amp'] if args.amp else []),
             *args.heal_options_words,
         )  # fmt: skip
@@ -162,14 +163,14 @@ def compress(args, cfg, settings, stock, root, whole, stages):
     configs = dict.fromkeys(files, chosen)
     if args.merge:
         files['merged'], configs['merged'] = out / 'merged.pth', out / 'merged.py'
-        stages.run('merge', configs['merged'].is_file, 'merge.py', chosen, files[last], files['merged'])
+        stages.run('merge', configs['merged'].is_file, 'merge.py', chosen, files[last], written['merged'])
     note = test_note(cfg, whole, args.stock)
     notes, scores = [note] if note else [], dict.fromkeys(files)
     if note is None:
         cfg.model = config.with_backbones(cfg.model, config.stock_config)
         configs['stock'] = out / 'stock.py'
         cfg.dump(configs['stock'])
-        stages.run('stock', files['stock'].is_file, 'convert.py', weights, configs['stock'], files['stock'])
+        stages.run('stock', files['stock'].is_file, 'convert.py', weights, configs['stock'], written['stock'])
         for name, file in files.items():
             folder = out / 'test' / name
             tested = stages.run(

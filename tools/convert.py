@@ -15,7 +15,7 @@ import copy
 from pathlib import Path
 
 from _common import one_line_errors, read_quietly, save_whole
-from _images import FEWEST, read_images, seed, side
+from _images import FEWEST, rate, read_images, seed, side
 from _trained import check_answers, load_stock, module_name, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -44,14 +44,14 @@ def parse_args(argv=None):
     parser.add_argument('--steps', type=int, default=300, help='of fitting together (default: 300)')
     parser.add_argument('--block-steps', type=int, default=150, help='for each computing layer (default: 150)')
     parser.add_argument('--batch', type=int, default=48, help='images in a step (default: 48)')
-    parser.add_argument('--lr', type=float, default=0.02, help="step as a share of a parameter's size (default: 0.02)")
+    parser.add_argument('--lr', type=rate, default=0.02, help="step as a share of a parameter's size (default: 0.02)")
     parser.add_argument(
         '--answers', action='store_true', help="together to a classifier's answers alone; best with --block-steps 0"
     )
     parser.add_argument('--seed', type=seed, default=0, help='default: 0')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
     args = parser.parse_args(argv)
-    for key, low in (('num', FEWEST), ('batch', 1), ('steps', 0), ('block_steps', 0), ('lr', 0)):
+    for key, low in (('num', FEWEST), ('batch', 1), ('steps', 0), ('block_steps', 0)):
         if getattr(args, key) < low:
             parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
     if args.out.is_dir():
@@ -79,7 +79,8 @@ def main(argv=None):
         images = read_images(cfg, args.fit, args.num, args.shape, '--fit').to(get_device())
         nets = [net.to(get_device()) for net in (backbone, stock)]
         steps = args.block_steps, args.steps, args.batch, args.lr
-        errors = conversion.convert(*nets, images, *steps, head, args.answers)
+        with one_line_errors():
+            errors = conversion.convert(*nets, images, *steps, head, args.answers)
         print(f'\nSquared error against the stock network on {len(images) // conversion.HELD_OUT} held-out images:\n')
         print(conversion.table(errors))
     state = {f'{name}.{key}': value.cpu() for key, value in backbone.state_dict().items()}

@@ -10,6 +10,7 @@ names of the config's model: ``load_from=OUT.pth``.
 
 import argparse
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from _common import (
@@ -131,6 +132,22 @@ def check_start(model, file):
         stop(f"START '{file}' has no values for {count}: expected what tools/convert.py writes for this config")
 
 
+@contextmanager
+def broken_pictures():
+    """End in one line where the config's own training data has a picture that cannot be read."""
+    try:
+        yield
+    except Exception as error:  # an AssertionError of mmcv, or of OpenCV its own
+        text, wrong = str(error), 'failed to load image: '
+        if wrong not in text and 'imdecode' not in text:
+            raise
+        name = f"'{text.rpartition(wrong)[2].strip()}'" if wrong in text else 'a picture, empty as it is,'
+        stop(
+            f"{name} of the config's training data cannot be read: repair or remove it, or give --images DIR, which "
+            'leaves such pictures out; the same command goes on from its last checkpoint'
+        )
+
+
 def main(argv=None):
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -143,7 +160,8 @@ def main(argv=None):
             runner = build_runner(cfg)
             if latest is None:
                 check_start(runner.model, args.start)
-            runner.train()
+            with broken_pictures():
+                runner.train()
     if is_first():
         state = read_checkpoint(last_checkpoint(cfg.work_dir))['state_dict']
         save_whole(dict(state_dict=state, meta=dict(stock=Path(args.stock).name)), args.out)

@@ -48,7 +48,11 @@ def parse_args(argv=None):
     add_budgets(parser)
     parser.add_argument('--fit', action='store_true', help="measure with each block's computing layer, fitted to it")
     parser.add_argument(
-        '--shape', type=side, nargs=2, default=[800, 1344], metavar=('H', 'W'), help='of pictures (default: 800 1344)'
+        '--shape',
+        type=side,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="of pictures (default: the size in the config's data preprocessor, else 800 1344)",
     )
     parser.add_argument('--num', type=int, help='images at most (default: 512; 16 of 800x1344)')
     parser.add_argument('--batch', type=int, help="images in a training step (default: the config's, else 2)")
@@ -121,6 +125,8 @@ def show_plans(stock, replace, words, alone, count, args):
     title = f'{args.measure} <= {limit:.3g}'
     print('Every n-th block, ranked by saving only, which says nothing of accuracy; left of the stock network:')
     print(markdown(('plan', 'blocks', *choosing.MEASURES, title), found))
+    if not any(row[-1] for row in found):
+        print(f'None of them leaves {title}.')
 
 
 def choose(cfg, path, name, settings, stock, rest, words, args):
@@ -136,9 +142,8 @@ def choose(cfg, path, name, settings, stock, rest, words, args):
     _, count = counters(cfg, name, args, tuple(images.shape[-2:]))
     if args.measure == 'memory':
         args.limit = share_of_memory(args, choosing.Savings(stock, words, count))
-    print(
-        f'{len(images)} images; what counts: ' + ("the backbone's outputs" if head is None else "the model's outputs")
-    )
+    what = "the backbone's outputs" if head is None else "what the model makes of its backbone's outputs"
+    print(f'{len(images)} images; what counts: {what}')
     choice = choosing.choose(
         stock, images, args.limit, args.measure, args.fit, head, count, args.block_steps, dict(args.kinds), **words
     )
@@ -164,6 +169,9 @@ def main(argv=None):
     cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
     name = module_name(cfg, path) if args.stock or args.measure == 'memory' else None
+    args.shape = args.shape or config.example_input(cfg).shape
+    if len(args.shape) != 2:
+        stop(f"config '{args.config}': its backbone takes words: expected one that takes images")
     args.batch = args.batch or (cfg.get('train_dataloader') or {}).get('batch_size') or 2
     try:
         with one_line_errors():
