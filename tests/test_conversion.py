@@ -482,10 +482,19 @@ def test_what_is_wrong_is_said_in_one_line(stock, options, message, pictures, tm
     assert not (tmp_path / 'out.pth').exists()
 
 
-@pytest.mark.parametrize('words', [['--batch', 0], ['--steps', -1], ['--num', 0], ['--lr', -0.1]])
-def test_a_number_out_of_range_is_named(words, tmp_path):
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--batch', 0], '--batch 0: must be at least 1'),
+        (['--steps', -1], '--steps -1: must be at least 0'),
+        (['--num', 0], '--num 0: must be at least 16'),
+        (['--lr', -0.1], 'argument --lr: -0.1 is not valid: expected a number above 0'),
+        (['--lr', 'nan'], 'argument --lr: nan is not valid: expected a number above 0'),
+    ],
+)
+def test_a_number_out_of_range_is_named(words, message, tmp_path):
     done = run('convert.py', 'stock.pth', 'config.py', 'out.pth', *words, cwd=tmp_path)
-    assert done.returncode == 2 and f'{words[0]} {words[1]}: must be at least' in done.stderr
+    assert done.returncode == 2 and message in done.stderr
 
 
 @pytest.mark.real_data
