@@ -20,12 +20,16 @@ PICTURES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp')
 
 def pictures_in(folder: str | os.PathLike) -> list[Path]:
     """Return the files of pictures in a folder, however deep and behind links, in order."""
-    found, seen = [], set()
+    found, seen = [], {os.path.realpath(folder)}
     for here, below, files in os.walk(folder, followlinks=True):
-        found += [Path(here, name) for name in files if name.lower().endswith(PICTURES)]
-        real = {name: os.path.realpath(os.path.join(here, name)) for name in below}
-        below[:] = [name for name in below if real[name] not in seen]  # a link may lead back
-        seen.update(real.values())
+        found += [Path(here, name) for name in files if Path(name).suffix.lower() in PICTURES]
+        fresh = []
+        for name in sorted(below, key=lambda name: (os.path.islink(os.path.join(here, name)), name)):
+            real = os.path.realpath(os.path.join(here, name))  # a link may lead back, or to what was there before
+            if real not in seen:
+                seen.add(real)
+                fresh.append(name)
+        below[:] = fresh
     return sorted(found)
 
 
@@ -35,15 +39,21 @@ def check_pictures(cfg: Config, folder: str | os.PathLike) -> None:
     Raises:
         DataError: Some lie in a folder of the name that the config's training data or its test data have them in.
     """
-    folders = sorted({path.parent.resolve().as_posix() for path in pictures_in(folder)})
+    root = Path(folder).resolve()
+    folders = sorted({path.resolve() for path in {path.parent for path in pictures_in(folder)}})
     for phase in ('train', 'test'):
         for dataset in inner_datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset') or {}):
             prefix = dataset.get('data_prefix')
             words = prefix if isinstance(prefix, dict) else {}
             labels, images = (next(filter(None, map(words.get, keys)), '') for keys in (LABELS, IMAGES))
-            if not isinstance(labels, str) or not labels or Path(images).is_relative_to(labels):
+            if not isinstance(labels, str) or not isinstance(images, str):
                 continue
-            below = next((name for name in folders if f'/{labels.strip("/")}/' in f'{name}/'), None)
+            labels, images = (os.path.normpath(name).strip('/') for name in (labels, images))
+            if labels == '.' or Path(images).is_relative_to(labels):
+                continue
+            if f'/{labels}/' in f'{root.parent}/':  # a name that all have, of pictures or not
+                continue
+            below = next((name for name in folders if f'/{labels}/' in f'{name}/'), None)
             if below:
                 raise DataError(f"'{folder}' has label maps, in '{below}': expected the folder of the pictures")
 

@@ -417,8 +417,11 @@ def test_pictures_behind_links_are_found_once(tmp_path):
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data' / 'train').symlink_to(tmp_path / 'elsewhere')
     (tmp_path / 'elsewhere' / 'back').symlink_to(tmp_path / 'data')
+    (tmp_path / 'data' / 'again').symlink_to(tmp_path / 'data' / 'train')
+    (tmp_path / 'elsewhere' / 'itself').symlink_to(tmp_path / 'elsewhere')
     found = [path.relative_to(tmp_path).as_posix() for path in pictures_in(tmp_path / 'data')]
-    assert len(found) == 2 and all(name.startswith('data/train/') for name in found)
+    assert len(found) == 2 and all(name.startswith('data/again/') for name in found)  # of two links the first
+    assert len(pictures_in(tmp_path / 'elsewhere')) == 2
 
 
 def test_memory_is_that_of_the_whole_model(tmp_path, capsys):
@@ -432,17 +435,9 @@ def test_memory_is_that_of_the_whole_model(tmp_path, capsys):
 
 
 def test_a_model_of_words_is_refused():
-    with pytest.raises(SystemExit, match='its backbone takes words: expected one that takes images'):
-        run(Path(tool.__file__).parents[1] / 'configs' / 'language' / 'gpt2-s_repl_wikitext2.py')
-
-
-def test_an_interruption_ends_in_one_line(prepared, monkeypatch):
-    def interrupt(*words, **more):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(choosing, 'choose', interrupt)
-    with pytest.raises(SystemExit, match='^[^\n]*: interrupted$'):
-        run(prepared, 'stock.pth', '--images', 'data')
+    for words in ([], ['--shape', 224, 224]):
+        with pytest.raises(SystemExit, match='its backbone takes words: expected one that takes images'):
+            run(Path(tool.__file__).parents[1] / 'configs' / 'language' / 'gpt2-s_repl_wikitext2.py', *words)
 
 
 def test_a_model_that_cannot_be_counted_whole_is_named():
@@ -467,6 +462,7 @@ def test_a_model_that_cannot_be_counted_whole_is_named():
         ),
         (['--images', '.'], "--images '.' has label maps, in '"),
         (['--images', 'labelled/maps'], "--images 'labelled/maps' has label maps, in '"),
+        (['--images', 'maps/photos'], "--images 'maps/photos': 10 images, expected at least 16"),
         (['--images', 'broken'], "'broken/x.png' is cut off or no picture"),
         (['--images', 'data', '--flops', 0.1], 'flops=0.1 is out of reach'),
         (['--images', 'data', '--cfg-options', 'model.backbone.replace.mode=no'], "replace.mode='no' is not valid"),
@@ -479,10 +475,16 @@ def test_the_tool_ends_in_one_line(words, message, prepared, tmp_path):
     (tmp_path / 'broken' / 'x.png').write_text('no picture')
     for folder in ('few', 'labelled/img', 'labelled/maps'):
         write_pictures(tmp_path / folder, 10)
+    write_pictures(tmp_path / 'maps' / 'photos', 10)  # of pictures, below a folder of the same name
     prefix = 'train_dataloader.dataset.data_prefix'
     options = ['--cfg-options', f'{prefix}.img_path=img', f'{prefix}.seg_map_path=maps']
     with pytest.raises(SystemExit) as stopped:
-        run(prepared, 'stock.pth', *words, *(options if words[1] in ('.', 'labelled', 'labelled/maps') else []))
+        run(
+            prepared,
+            'stock.pth',
+            *words,
+            *(options if words[1] in ('.', 'labelled', 'labelled/maps', 'maps/photos') else []),
+        )
     assert message in str(stopped.value) and '\n' not in str(stopped.value)
     assert not (tmp_path / 'work_dirs').exists()
 

@@ -103,6 +103,23 @@ def test_a_word_that_no_finished_stage_had_may_be_changed(prepared, monkeypatch)
     assert processes.ran[0] == 'heal.py' and '0.001' in processes.words['heal.py']
 
 
+def test_other_data_may_be_named_where_no_test_was_done(prepared, monkeypatch):
+    """The config of the stock network, which the command writes itself, is another one then."""
+    processes = Pretended()
+
+    def without_tests(command, lock):
+        return (1, None) if Path(command[1]).name == 'test.py' else processes(command, lock)
+
+    monkeypatch.setattr(_stages, 'run_measured', without_tests)
+    configs = []
+    for root in ('data', 'data/.'):
+        call(prepared, *WORDS[:5], '--data-root', root, *WORDS[5:])
+        configs.append(Path('out/stock.py').read_text())
+    assert configs[0] != configs[1]
+    assert processes.ran == ['plan.py', 'convert.py', 'heal.py', 'merge.py', 'convert.py'][: len(processes.ran)]
+    assert '`tools/test.py` failed on stock.pth' in Path('out/report.md').read_text()
+
+
 def test_a_report_is_written_without_a_test_that_fails(prepared, monkeypatch):
     processes = Pretended()
     monkeypatch.setattr(_stages, 'run_measured', processes)

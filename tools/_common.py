@@ -35,15 +35,13 @@ def stop(message):
 
 @contextmanager
 def one_line_errors(*kinds):
-    """End in one line on an error in plan, config or files, or if interrupted; all others keep their traceback.
+    """End in one line on an error in the plan, the config or its files; every other one keeps its traceback.
 
     Args:
         *kinds (type): Further errors that end in one line.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        stop('interrupted')
     except (PlanError, ConfigError, DataError, UnpicklingError, *kinds) as error:
         message = str(error).rpartition('DataError: ')[2]  # a loader's worker puts its traceback in front
         stop(' '.join(message.split()))

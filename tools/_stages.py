@@ -137,9 +137,8 @@ class Stages:
         print(f'\n== {name} ==', flush=True)
         start, code, peak = time.monotonic(), None, None
         files = {str(file): fingerprint(file) for file in read}
-        self.record(
-            name, 0, None, words=words, files=files
-        )  # now: killed, this process leaves a stage behind that goes on
+        # now: killed, this process leaves a stage behind that goes on
+        self.record(name, 0, None, words=words, files=files)
         try:
             code, peak = run_measured([sys.executable, TOOLS / tool, *words[1:]], self.lock.fileno())
         except KeyboardInterrupt:

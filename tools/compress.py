@@ -170,7 +170,9 @@ def compress(args, cfg, settings, stock, root, whole, stages):
         cfg.model = config.with_backbones(cfg.model, config.stock_config)
         configs['stock'] = out / 'stock.py'
         cfg.dump(configs['stock'])
-        stages.run('stock', files['stock'].is_file, 'convert.py', weights, configs['stock'], written['stock'])
+        stages.run(
+            'stock', files['stock'].is_file, 'convert.py', weights, str(configs['stock'].absolute()), written['stock']
+        )
         for name, file in files.items():
             folder = out / 'test' / name
             tested = stages.run(

@@ -79,8 +79,7 @@ def main(argv=None):
         images = read_images(cfg, args.fit, args.num, args.shape, '--fit').to(get_device())
         nets = [net.to(get_device()) for net in (backbone, stock)]
         steps = args.block_steps, args.steps, args.batch, args.lr
-        with one_line_errors():
-            errors = conversion.convert(*nets, images, *steps, head, args.answers)
+        errors = conversion.convert(*nets, images, *steps, head, args.answers)
         print(f'\nSquared error against the stock network on {len(images) // conversion.HELD_OUT} held-out images:\n')
         print(conversion.table(errors))
     state = {f'{name}.{key}': value.cpu() for key, value in backbone.state_dict().items()}

@@ -169,9 +169,9 @@ def main(argv=None):
     cfg = read_quietly(args)
     path, settings = one_backbone(cfg, args.config)
     name = module_name(cfg, path) if args.stock or args.measure == 'memory' else None
-    args.shape = args.shape or config.example_input(cfg).shape
-    if len(args.shape) != 2:
+    if len(shape := config.example_input(cfg).shape) != 2:
         stop(f"config '{args.config}': its backbone takes words: expected one that takes images")
+    args.shape = args.shape or shape
     args.batch = args.batch or (cfg.get('train_dataloader') or {}).get('batch_size') or 2
     try:
         with one_line_errors():
