@@ -33,14 +33,19 @@ def pictures_in(folder: str | os.PathLike) -> list[Path]:
     return sorted(found)
 
 
-def check_pictures(cfg: Config, folder: str | os.PathLike) -> None:
+def check_pictures(cfg: Config, folder: str | os.PathLike, files: list[Path]) -> None:
     """Check that a folder of pictures has none of a config's label maps among them.
+
+    Args:
+        cfg (Config): The config.
+        folder (str): The folder.
+        files (list[Path]): Its pictures, see :func:`pictures_in`.
 
     Raises:
         DataError: Some lie in a folder of the name that the config's training data or its test data have them in.
     """
     root = Path(folder).resolve()
-    folders = sorted({path.resolve() for path in {path.parent for path in pictures_in(folder)}})
+    folders = sorted({path.resolve() for path in {path.parent for path in files}})
     for phase in ('train', 'test'):
         for dataset in inner_datasets((cfg.get(f'{phase}_dataloader') or {}).get('dataset') or {}):
             prefix = dataset.get('data_prefix')

@@ -58,7 +58,7 @@ def pictures_of(cfg, folder, option):
     files = pictures_in(folder)
     try:
         if files:
-            check_pictures(cfg, folder)
+            check_pictures(cfg, folder, files)
     except DataError as error:
         stop(f'{option} {error}')
     return files

@@ -153,7 +153,8 @@ class Stages:
 
     def check(self, name, words, read):
         """End in one line if a stage that is done had other words, or read files that have changed since."""
-        then, files = (self.took.get(name, {}).get(key, kind()) for key, kind in (('words', list), ('files', dict)))
+        took = self.took.get(name, {})
+        then, files = took.get('words', []), took.get('files', {})
         lost, new = (
             ', '.join(f"'{option}'" for option in options(some) if option not in options(others)) or 'nothing more'
             for some, others in ((then, words), (words, then))
