@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from .config import ConfigError, build, find_backbones, plain_config, stock_config, type_name, with_backbones
@@ -42,7 +44,7 @@ def pooled(outputs) -> Tensor:
 
 
 class Whole(nn.Module):
-    """A whole model that takes images alone: backbone, neck and the maps of its head, mm's ``mode='tensor'``.
+    """A whole model that takes images: backbone, neck and the maps of its head, mm's ``mode='tensor'``.
 
     Args:
         model (nn.Module): The model.
@@ -59,12 +61,50 @@ class Whole(nn.Module):
         """What the model's heads put out.
 
         Raises:
-            RuntimeError: They take more than images: proposals, queries.
+            RuntimeError: They take more than images and their sizes: proposals, queries of a head.
         """
+        sizes = dict.fromkeys(('img_shape', 'pad_shape', 'ori_shape', 'batch_input_shape'), tuple(x.shape[2:]))
         try:
-            return self.model(x, mode='tensor')
+            return self.model(x, [BaseDataElement(metainfo=sizes) for _ in x], mode='tensor')
         except MORE as error:
             raise RuntimeError('its heads take more than images') from error
+
+
+class WithoutHeads(Whole):
+    """A whole model up to what its heads start from: backbone, neck and the maps that proposals are made of."""
+
+    def forward(self, x: Tensor):
+        """The features, and the maps of an RPN where there is one."""
+        features = self.model.extract_feat(x)
+        return features, self.model.rpn_head(features) if getattr(self.model, 'with_rpn', False) else ()
+
+
+def countable(cfg: Config, name: str, count: Callable) -> tuple[type[Whole], Callable]:
+    """How much of the whole stock model of a config can be counted.
+
+    Args:
+        cfg (Config): The config.
+        name (str): Dotted name of the backbone.
+        count (Callable): Gives the cost of a module; a RuntimeError where it cannot be counted.
+
+    Returns:
+        tuple[type[Whole], Callable]: :class:`Whole`, or :class:`WithoutHeads` where the heads take more than images,
+        and what gives the cost with another backbone in the model.
+
+    Raises:
+        RuntimeError: Not even the backbone can be counted.
+    """
+    model = stock_model(cfg)
+
+    def cost(kind, backbone):
+        return count(kind(model, name, backbone))
+
+    try:
+        cost(Whole, model.get_submodule(name))
+    except RuntimeError:
+        cost(WithoutHeads, model.get_submodule(name))
+        return WithoutHeads, partial(cost, WithoutHeads)
+    return Whole, partial(cost, Whole)
 
 
 def stock_model(cfg: Config) -> nn.Module:

@@ -24,6 +24,7 @@ import repl_mm
 from repl_mm import PlanError, choosing, config, cost, heads
 from repl_mm.classification import CifarResNet
 from repl_mm.classification.cifar_resnet import BasicBlock
+from repl_mm.config import read_config
 from repl_mm.conversion import tensors
 from repl_mm.pictures import pictures_in
 
@@ -440,14 +441,32 @@ def test_a_model_of_words_is_refused():
             run(Path(tool.__file__).parents[1] / 'configs' / 'language' / 'gpt2-s_repl_wikitext2.py', *words)
 
 
-def test_a_model_that_cannot_be_counted_whole_is_named():
-    words = ['--shape', 64, 64, '--memory', '1GB']
-    with pytest.raises(
-        SystemExit,
-        match=r'--memory: all of the model cannot be counted \(its heads take more than images\): expected --flops',
-    ) as stopped:
-        run('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', *words)
+def test_what_takes_proposals_is_counted_without_its_heads(capsys):
+    run('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', '--shape', 64, 64, '--batch', 2, '--memory', '500MB')
+    said = 'Counted: the whole model without what its heads do, which take more than images, 64x64, batch 2'
+    assert said in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_counted_is_named():
+    with pytest.raises(SystemExit, match=r'--memory: the model cannot be counted \(.*\): expected --flops') as stopped:
+        run('mmdet::dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py', '--shape', 64, 64, '--memory', '1GB')
     assert '\n' not in str(stopped.value)
+
+
+def test_of_a_model_without_its_heads_all_parameters_are_counted():
+    cfg = read_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    model, inputs = heads.stock_model(cfg), cost.ImageInput((64, 64))
+    kind, count = heads.countable(cfg, 'backbone', partial(cost.measure, inputs=inputs))
+    got, alone = count(model.backbone), cost.measure(model.backbone, inputs)
+    assert kind is heads.WithoutHeads
+    with_queries = read_config('mmdet::detr/detr_r50_8xb2-150e_coco.py')  # of the model's own
+    assert heads.countable(with_queries, 'backbone', partial(cost.measure, inputs=inputs))[0] is heads.Whole
+    assert got.total_params == sum(p.numel() for p in model.parameters())
+    # five maps of 256 channels from four of the backbone's: 1x1, 3x3; and an RPN of three anchors on each of them
+    cells = [2 * (64 // 2**n) ** 2 for n in range(2, 7)]
+    neck = sum(n * 256 * (256 * 2**i + 9 * 256) for i, n in enumerate(cells[:4]))
+    rpn = sum(n * (9 * 256 * 256 + 256 * 15) for n in cells)
+    assert got.forward_flops - alone.forward_flops == 2 * (neck + rpn)
 
 
 @pytest.mark.parametrize(

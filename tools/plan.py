@@ -24,7 +24,7 @@ from mmengine.runner import set_random_seed
 
 from repl_mm import PlanError, apply_repl, choosing, config, cost
 from repl_mm.families import find_family
-from repl_mm.heads import Whole, stock_model
+from repl_mm.heads import WithoutHeads, countable
 from repl_mm.pictures import pictures_in
 from repl_mm.plan import PLAIN
 from repl_mm.surgery import check_keys
@@ -82,9 +82,10 @@ def counters(cfg, name, args, shape):
     if args.measure != 'memory':
         print(f'Counted: the backbone alone, {inputs}')
         return alone, alone
-    print(f'Counted: the whole model, {inputs}')
-    model = stock_model(cfg)
-    return alone, lambda net: cost.measure(Whole(model, name, net), inputs, moments)
+    kind, whole = countable(cfg, name, alone)
+    more = ' without what its heads do, which take more than images,' if kind is WithoutHeads else ''
+    print(f'Counted: the whole model{more or ","} {inputs}')
+    return alone, whole
 
 
 def share_of_memory(args, savings):
@@ -189,9 +190,7 @@ def main(argv=None):
         text = ' '.join(str(error).split())
         if args.measure == 'memory':
             cause = str(error.__cause__).splitlines()[0]
-            text = (
-                f'--memory: all of the model cannot be counted ({cause}): expected --flops, --activations or --params'
-            )
+            text = f'--memory: the model cannot be counted ({cause}): expected --flops, --activations or --params'
         stop(text)
 
 
