@@ -111,18 +111,20 @@ def show_plans(stock, replace, words, alone, count, args):
         except PlanError as error:
             rows.append(cost.Row(name, note=str(error)))
     print(cost.table(rows, 'What would stand in these slots:'), '\n')
-    savings, found = choosing.Savings(stock, words, count), []
+    savings, found = choosing.Savings(stock, words, count), {}
     limit = share_of_memory(args, savings) if args.measure == 'memory' else args.limit
     for every in range(1, 7):
         try:
             plan = apply_repl(copy.deepcopy(stock), **words, every=every)
         except PlanError:
             continue
-        places = [(slot.stage, slot.index) for slot in plan.slots]
+        places = tuple((slot.stage, slot.index) for slot in plan.slots)
+        if places in found:  # in short stages every=4 and every=5 are the same
+            continue
         left = [savings.left(places, name) for name in choosing.MEASURES]
         meets = savings.left(places, args.measure) <= limit
-        found.append((f'every={every}', len(places), *(f'{number:.3f}' for number in left), 'yes' if meets else ''))
-    found.sort(key=lambda row: row[2 + list(choosing.MEASURES).index(args.measure)])
+        found[places] = f'every={every}', len(places), *(f'{number:.3f}' for number in left), 'yes' if meets else ''
+    found = sorted(found.values(), key=lambda row: row[2 + list(choosing.MEASURES).index(args.measure)])
     title = f'{args.measure} <= {limit:.3g}'
     print('Every n-th block, ranked by saving only, which says nothing of accuracy; left of the stock network:')
     print(markdown(('plan', 'blocks', *choosing.MEASURES, title), found))
