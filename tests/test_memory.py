@@ -46,7 +46,7 @@ def peak(step):
 @pytest.mark.parametrize('replaced', [False, True], ids=['stock', 'repl'])
 @pytest.mark.parametrize(
     ('name', 'shape', 'sample', 'error'),
-    [(FASTER_RCNN, (256, 416), boxes, 0.12), (FCN, (128, 256), classes, 0.08)],
+    [(FASTER_RCNN, (256, 416), boxes, 0.12), (FCN, (128, 256), classes, 0.1)],
     ids=['faster_rcnn', 'fcn'],
 )
 def test_predicted_memory_is_near_the_measured_peak(name, shape, sample, error, replaced):
@@ -72,7 +72,5 @@ def test_predicted_memory_is_near_the_measured_peak(name, shape, sample, error, 
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     held = [*model.parameters(), *model.buffers(), *gradients, *filter(torch.is_tensor, states)]
     measured = sum(tensor.nbytes for tensor in held) + peak(step)
-    print(
-        f'{name} {shape} {replaced}: predicted {predicted / 1e9:.3f} GB, measured {measured / 1e9:.3f} GB, {predicted / measured - 1:+.1%}'
-    )
+    print(f'predicted {predicted / 1e9:.3f} GB, measured {measured / 1e9:.3f} GB, {predicted / measured - 1:+.1%}')
     assert predicted == pytest.approx(measured, rel=error)
