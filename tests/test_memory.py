@@ -43,6 +43,7 @@ def peak(step):
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('replaced', [False, True], ids=['stock', 'repl'])
 @pytest.mark.parametrize(
     ('name', 'shape', 'sample', 'error'),
