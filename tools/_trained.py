@@ -184,6 +184,9 @@ def load_stock(cfg, name, settings, weights):
 def model_head(cfg, name, rest, backbone, images):
     """Return what the model of a config makes of its backbone's outputs, with its weights; None if they count alone.
 
+    Of a classifier that is the probabilities of its classes: logits may all move, or move where a class is out of the
+    question, and the answer stays as it is.
+
     Args:
         cfg (Config): The config.
         name (str): Dotted name of the backbone in the model.
@@ -193,4 +196,6 @@ def model_head(cfg, name, rest, backbone, images):
     """
     with frozen(backbone), torch.no_grad():
         outputs = backbone(images[:1])
-    return classifier_head(cfg, rest, images.device) or whole_head(cfg, name, rest, outputs, images.device)
+    if classify := classifier_head(cfg, rest, images.device):
+        return lambda outputs: classify(outputs).softmax(1)
+    return whole_head(cfg, name, rest, outputs, images.device)
