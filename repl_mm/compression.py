@@ -72,6 +72,7 @@ def page(
     """
     slots = ', '.join(f'{slot[0]}.{slot[1]}' for slot in plan['slots'])
     last = plan['steps'][-1]
+    left = "the whole model's memory in training" if plan['measure'] == 'memory' else f'its {plan["measure"]}'
     metric = next((found[0] for found in scores.values() if found), 'metric')
     rows = [
         [ROWS[key], f'{found[1]:.4g}' if found else '-', f'{key}.pth' if key != 'stock' else '']
@@ -80,8 +81,8 @@ def page(
     words = ', '.join(f'{key}={value!r}' for key, value in dict(plan['words'], slots=plan['slots']).items())
     lines = [
         f'# {name}, compressed',
-        f'Of {plan["backbone"]} the blocks {slots} (stage.index) were replaced: {last["left"]:.3f} of its '
-        f'{plan["measure"]} are left, at most {plan["limit"]:g} were wanted.',
+        f'Of {plan["backbone"]} the blocks {slots} (stage.index) were replaced: {last["left"]:.3f} of '
+        f'{left} are left, at most {plan["limit"]:.3g} were wanted.',
         f'`replace=dict({words})`',
         f'{plan["share"]}.',
         '## What each step gave',
@@ -100,11 +101,16 @@ def page(
         ),
         *([f'## Healing\n\n![losses]({healing})'] if healing else []),
         '## What compressing took',
-        'Main memory is that of each process itself, without the workers of its data loaders.',
+        'Main memory is that of each process itself, without the workers of its data loaders; - where a stage went on '
+        'after this command was killed.',
         markdown(
             ['stage', 'seconds', 'peak of main memory, GB'],
             [
-                [stage, f'{used["seconds"]:.0f}', f'{used["peak"] / 1e9:.2f}' if used['peak'] else '-']
+                [
+                    stage,
+                    f'{used["seconds"]:.0f}' if used['seconds'] else '-',
+                    f'{used["peak"] / 1e9:.2f}' if used['peak'] else '-',
+                ]
                 for stage, used in took.items()
             ],
         ),

@@ -76,7 +76,10 @@ class WithoutHeads(Whole):
     def forward(self, x: Tensor):
         """The features, and the maps of an RPN where there is one."""
         features = self.model.extract_feat(x)
-        return features, self.model.rpn_head(features) if getattr(self.model, 'with_rpn', False) else ()
+        try:
+            return features, self.model.rpn_head(features) if getattr(self.model, 'with_rpn', False) else ()
+        except NotImplementedError:  # proposals that are learned, as of Sparse R-CNN: there are no maps
+            return (features,)
 
 
 def countable(cfg: Config, name: str, count: Callable) -> tuple[type[Whole], Callable]:
@@ -88,8 +91,8 @@ def countable(cfg: Config, name: str, count: Callable) -> tuple[type[Whole], Cal
         count (Callable): Gives the cost of a module; a RuntimeError where it cannot be counted.
 
     Returns:
-        tuple[type[Whole], Callable]: :class:`Whole`, or :class:`WithoutHeads` where the heads take more than images,
-        and what gives the cost with another backbone in the model.
+        tuple[type[Whole], Callable]: :class:`Whole`, or :class:`WithoutHeads` where the heads take more than images or
+        go by their values, and what gives the cost with another backbone in the model.
 
     Raises:
         RuntimeError: Not even the backbone can be counted.

@@ -52,7 +52,7 @@ def parse_args(argv=None):
     parser.add_argument('--fit-steps', type=int, default=300, help='of fitting the layers together (default: 300)')
     parser.add_argument('--block-steps', type=int, default=150, help='of fitting one layer (default: 150)')
     parser.add_argument(
-        '--answers', action='store_true', help="fit all together to a classifier's answers; best for a transformer"
+        '--answers', action='store_true', help="fit to a classifier's answers; best for a transformer's RepL layers"
     )
     parser.add_argument('--heal-steps', type=int, default=400, help='0 for none (default: 400)')
     parser.add_argument('--lr', type=rate, default=3e-4, help='of healing (default: 3e-4)')
@@ -131,7 +131,7 @@ def compress(args, cfg, settings, stock, root, whole, stages):
         whole (bool): Whether STOCK has the weights of the whole model.
         stages (Stages): What runs them.
     """
-    out = args.out
+    out, planned = args.out, args.out / 'plan'
     given, weights = (Path(word) if os.path.isfile(word) else word for word in (args.config, args.stock))
     limit = f'{args.limit / 1e6}MB' if args.measure == 'memory' else args.limit
     batch = ['--batch', args.batch] if args.batch else []
@@ -140,12 +140,12 @@ def compress(args, cfg, settings, stock, root, whole, stages):
     written = {name: str((out / f'{name}.pth').absolute()) for name in ('converted', 'healed', 'merged', 'stock')}
     common = ['--shape', *args.shape, '--seed', args.seed]
     stages.run(
-        'plan', (out / 'plan' / 'plan.json').is_file, 'plan.py', given, weights, '--images', args.images,
-        f'--{args.measure}', limit, '--fit', '--num', args.num, '--block-steps', args.block_steps,
-        '--out', out / 'plan', *common, *batch, *kinds, *args.cfg_options_words,
+        'plan', lambda: all(any(planned.glob(name)) for name in ('plan.json', '*_chosen.py')), 'plan.py', given,
+        weights, '--images', args.images, f'--{args.measure}', limit, '--fit', '--num', args.num, '--block-steps',
+        args.block_steps, '--out', planned, *common, *batch, *kinds, *args.cfg_options_words,
     )  # fmt: skip
-    plan = json.loads((out / 'plan' / 'plan.json').read_text())
-    chosen = next((out / 'plan').glob('*_chosen.py'))
+    plan = json.loads((planned / 'plan.json').read_text())
+    chosen = next(planned.glob('*_chosen.py'))
     stages.run(
         'convert', (out / 'converted.pth').is_file, 'convert.py', weights, chosen, written['converted'], '--fit',
         args.images, '--num', args.num, '--steps', args.fit_steps, *fitted, *common,
@@ -182,6 +182,8 @@ def compress(args, cfg, settings, stock, root, whole, stages):
             scores[name] = score(folder)
             if not tested:
                 notes.append(f'`tools/test.py` failed on {name}.pth: the same command tests it again.')
+                if name == 'stock':  # then it is the test set
+                    break
     with one_line_errors():
         compressed = config.build(config.stock_config(settings), cfg.get('default_scope'))
         words = {**plan['words'], 'slots': plan['slots']}

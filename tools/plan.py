@@ -83,7 +83,7 @@ def counters(cfg, name, args, shape):
         print(f'Counted: the backbone alone, {inputs}')
         return alone, alone
     kind, whole = countable(cfg, name, alone)
-    more = ' without what its heads do, which take more than images,' if kind is WithoutHeads else ''
+    more = ' without what its heads do, which cannot be counted,' if kind is WithoutHeads else ''
     print(f'Counted: the whole model{more or ","} {inputs}')
     return alone, whole
 
@@ -177,7 +177,7 @@ def main(argv=None):
     args.shape = args.shape or shape
     args.batch = args.batch or (cfg.get('train_dataloader') or {}).get('batch_size') or 2
     try:
-        with one_line_errors():
+        with one_line_errors(OSError):  # as of a teacher's config that is not there
             replace = check_keys(settings.get('replace'))
             words = {key: value for key, value in replace.items() if key not in choosing.PLACES}
             if args.stock is None:

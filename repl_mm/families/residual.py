@@ -139,7 +139,7 @@ def build(
         if not parts.conv:
             raise PlanError(
                 f"replace.operator='conv' is not valid for bottleneck blocks such as {type(block).__name__}: one "
-                "convolution at full width would cost more than the block; expected 'separable' or 'full'"
+                "convolution at full width would cost more than the block; expected 'separable', 'half' or 'full'"
             )
         convs = dict(conv=(synthesis('conv', (channels, channels, *kernel), start=START), keeping))
     else:
