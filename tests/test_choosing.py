@@ -364,10 +364,12 @@ def test_the_tool_writes_a_config_that_trains_and_converts(prepared, tmp_path, c
     assert (tmp_path / 'out' / 'plan.png').is_file()
 
 
-def test_a_classifiers_answers_count(prepared, tmp_path):
-    """The probabilities of its classes: each block's influence is how far they move without it."""
+@pytest.mark.parametrize(('mode', 'given'), [('remove', nn.Softmax(1)), ('fuse', nn.Identity())])
+def test_a_classifiers_answers_count(mode, given, prepared, tmp_path):
+    """Its probabilities where its blocks will be left out, else its logits: how far they move without each block."""
     write_pictures(tmp_path / 'pictures', 16)
-    run(prepared, 'stock.pth', '--images', 'pictures', '--flops', 0.9, '--shape', 32, 32, '--num', 16, '--out', 'out')
+    words = ['--shape', 32, 32, '--num', 16, '--out', 'out', '--cfg-options', f'model.backbone.replace.mode={mode}']
+    run(prepared, 'stock.pth', '--images', 'pictures', '--flops', 0.9, *words)
     saved = json.loads((tmp_path / 'out' / 'plan.json').read_text())
     cfg = Config.fromfile(prepared)
     cfg.model.backbone = config.stock_config(cfg.model.backbone)
@@ -376,12 +378,12 @@ def test_a_classifiers_answers_count(prepared, tmp_path):
     model.eval()
     x = read_images(cfg, Path('pictures'), 16, (32, 32), '--images')
     with torch.no_grad():
-        answers = model(x).softmax(1)
+        answers = given(model(x))
         for block in saved['blocks']:
             stage, index = block['place']
             stages = [model.backbone.layer1, model.backbone.layer2, model.backbone.layer3]
             kept, stages[stage][index] = stages[stage][index], nn.Identity()
-            moved = (model(x).softmax(1) - answers).square().mean() / answers.var(correction=0)
+            moved = (given(model(x)) - answers).square().mean() / answers.var(correction=0)
             stages[stage][index] = kept
             assert block['influence'] == pytest.approx(moved.item(), rel=1e-3)
 

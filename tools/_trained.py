@@ -181,11 +181,8 @@ def load_stock(cfg, name, settings, weights):
     return stock, rest
 
 
-def model_head(cfg, name, rest, backbone, images):
+def model_head(cfg, name, rest, backbone, images, answers=False):
     """Return what the model of a config makes of its backbone's outputs, with its weights; None if they count alone.
-
-    Of a classifier that is the probabilities of its classes: logits may all move, or move where a class is out of the
-    question, and the answer stays as it is.
 
     Args:
         cfg (Config): The config.
@@ -193,9 +190,11 @@ def model_head(cfg, name, rest, backbone, images):
         rest (dict): Tensors of the model outside of its backbone.
         backbone (nn.Module): The backbone with weights.
         images (Tensor): Normalized images where it is.
+        answers (bool): Whether a classifier gives the probabilities of its classes, which say most of a network that
+            will be used as it is; else its logits, where a layer will stand for what is left out. Defaults to False.
     """
     with frozen(backbone), torch.no_grad():
         outputs = backbone(images[:1])
     if classify := classifier_head(cfg, rest, images.device):
-        return lambda outputs: classify(outputs).softmax(1)
+        return (lambda outputs: classify(outputs).softmax(1)) if answers else classify
     return whole_head(cfg, name, rest, outputs, images.device)

@@ -141,7 +141,7 @@ def choose(cfg, path, name, settings, stock, rest, words, args):
     most = PIXELS // (args.shape[0] * args.shape[1]) if pictures_in(args.images) else 512
     num, device = args.num or max(FEWEST, min(512, most)), get_device()
     images, stock = read_images(cfg, args.images, num, args.shape, '--images').to(device), stock.to(device)
-    head = model_head(cfg, name, rest, stock, images)
+    head = model_head(cfg, name, rest, stock, images, answers=args.fit or words.get('mode') == 'remove')
     _, count = counters(cfg, name, args, tuple(images.shape[-2:]))
     if args.measure == 'memory':
         args.limit = share_of_memory(args, choosing.Savings(stock, words, count))
