@@ -272,8 +272,8 @@ def choose(
         fit (bool): Measure with each block's computing layer in its place, fitted to the block; it is fitted again
             where its neighbours change. Defaults to False, the block left out.
         head (Callable | None): What the model makes of the backbone's outputs, a classifier its logits, or, where what
-            is measured will be used as it is, the probabilities of its classes; then these count. Defaults to None,
-            the backbone's outputs count.
+            is measured will be used as it is, the roots of its probabilities; then these count. Defaults to None, the
+            backbone's outputs count.
         count (Callable | None): As in :class:`Savings`. Defaults to None, the backbone alone at 2x3x800x1344.
         block_steps (int): Steps of each fit. Defaults to 150.
         kinds (dict[str, dict] | None): What each slot may choose among, each at its price: words of ``replace`` (mode,

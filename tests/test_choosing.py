@@ -364,9 +364,11 @@ def test_the_tool_writes_a_config_that_trains_and_converts(prepared, tmp_path, c
     assert (tmp_path / 'out' / 'plan.png').is_file()
 
 
-@pytest.mark.parametrize(('mode', 'given'), [('remove', nn.Softmax(1)), ('fuse', nn.Identity())])
+@pytest.mark.parametrize(
+    ('mode', 'given'), [('remove', lambda logits: logits.softmax(1).sqrt()), ('fuse', nn.Identity())]
+)
 def test_a_classifiers_answers_count(mode, given, prepared, tmp_path):
-    """Its probabilities where its blocks will be left out, else its logits: how far they move without each block."""
+    """Roots of its probabilities where its blocks will be left out, else logits: how far they move without a block."""
     write_pictures(tmp_path / 'pictures', 16)
     words = ['--shape', 32, 32, '--num', 16, '--out', 'out', '--cfg-options', f'model.backbone.replace.mode={mode}']
     run(prepared, 'stock.pth', '--images', 'pictures', '--flops', 0.9, *words)

@@ -190,11 +190,11 @@ def model_head(cfg, name, rest, backbone, images, answers=False):
         rest (dict): Tensors of the model outside of its backbone.
         backbone (nn.Module): The backbone with weights.
         images (Tensor): Normalized images where it is.
-        answers (bool): Whether a classifier gives the probabilities of its classes, which say most of a network that
-            will be used as it is; else its logits, where a layer will stand for what is left out. Defaults to False.
+        answers (bool): Whether a classifier gives the roots of its probabilities (their distance is Hellinger's),
+            which say most of a network that will be used as it is; else its logits. Defaults to False.
     """
     with frozen(backbone), torch.no_grad():
         outputs = backbone(images[:1])
     if classify := classifier_head(cfg, rest, images.device):
-        return (lambda outputs: classify(outputs).softmax(1)) if answers else classify
+        return (lambda outputs: classify(outputs).softmax(1).sqrt()) if answers else classify
     return whole_head(cfg, name, rest, outputs, images.device)
