@@ -41,7 +41,7 @@ def train(case, model, parts) -> list[dict]:
 
 
 def main(path):
-    dist.init_process_group('gloo', timeout=timedelta(seconds=60))
+    dist.init_process_group('gloo', timeout=timedelta(seconds=240))
     rank = dist.get_rank()
     seen = {}
     for case in CASES:
