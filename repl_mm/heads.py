@@ -74,12 +74,12 @@ class WithoutHeads(Whole):
     """A whole model up to what its heads start from: backbone, neck and the maps that proposals are made of."""
 
     def forward(self, x: Tensor):
-        """The features, and the maps of an RPN where there is one."""
+        """The features, and the maps of an RPN where there is one that makes them of features alone."""
         features = self.model.extract_feat(x)
-        try:
-            return features, self.model.rpn_head(features) if getattr(self.model, 'with_rpn', False) else ()
-        except NotImplementedError:  # proposals that are learned, as of Sparse R-CNN: there are no maps
-            return (features,)
+        rpn = self.model.rpn_head if getattr(self.model, 'with_rpn', False) else None
+        if rpn is None or type(rpn).forward is nn.Module.forward:  # none: Sparse R-CNN's proposals are learned
+            return features
+        return features, rpn(features)
 
 
 def countable(cfg: Config, name: str, count: Callable) -> tuple[type[Whole], Callable]:

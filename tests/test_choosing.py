@@ -390,6 +390,22 @@ def test_a_classifiers_answers_count(mode, given, prepared, tmp_path):
             assert block['influence'] == pytest.approx(moved.item(), rel=1e-3)
 
 
+@pytest.mark.parametrize('fit', [['--fit'], []], ids=['fit', 'left out'])
+def test_with_fitted_layers_the_answers_count(fit, prepared, tmp_path, monkeypatch):
+    """Roots of probabilities are vectors of length one; logits are not."""
+    lengths = []
+
+    def choose(backbone, images, limit, measure, fit, head, *more, **words):
+        lengths.append(head(backbone(images)).square().sum(1))
+        raise PlanError('enough')
+
+    monkeypatch.setattr(choosing, 'choose', choose)
+    write_pictures(tmp_path / 'pictures', 16)
+    with pytest.raises(SystemExit, match='enough'):
+        run(prepared, 'stock.pth', '--images', 'pictures', *fit, '--shape', 32, 32, '--num', 16, '--out', 'out')
+    assert torch.allclose(lengths[0], torch.ones(16)) == bool(fit)
+
+
 @pytest.mark.parametrize('pictures', [True, False], ids=['pictures', 'data_root'])
 def test_the_seed_draws_the_images(pictures, prepared, tmp_path):
     """24 of the 40 images: the same ones with the same seed, others with another."""
