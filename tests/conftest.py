@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import inspect
 import os
 from pathlib import Path
 
@@ -19,6 +20,17 @@ def reading_as_before(monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+
+
+@pytest.fixture(autouse=True)
+def dropout_as_before():
+    """Undo what a head with ``dropout=0.1`` (DETR's) does in mmcv: it becomes the default of every later attention."""
+    from mmcv.cnn.bricks.transformer import MultiheadAttention
+
+    default = inspect.signature(MultiheadAttention).parameters['dropout_layer'].default
+    before = dict(default)
+    yield
+    default.update(before)
 
 
 @pytest.fixture(scope='session')

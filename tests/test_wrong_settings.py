@@ -81,7 +81,7 @@ TABLE = {
     'conv on bottleneck': (
         dict(operator='conv'),
         {},
-        ["replace.operator='conv'", 'bottleneck', "'separable' or 'full'"],
+        ["replace.operator='conv'", 'bottleneck', "'separable', 'half' or 'full'"],
     ),
     'full with dcn': (dict(operator='full'), DCN, ["replace.operator='full'", 'dcn', 'a light operator such as']),
     'full with plugins': (
