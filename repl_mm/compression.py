@@ -63,7 +63,7 @@ def page(
 
     Args:
         name (str): Of what was compressed.
-        plan (dict): The chosen blocks, as of :meth:`repl_mm.choosing.Choice.to_dict`.
+        plan (dict): The chosen blocks, as of :meth:`repl_mm.choosing.Choice.to_dict`, and what was ``counted``.
         scores (dict): Metric and value of each checkpoint, by the keys of :data:`ROWS`; None where none was measured.
         took (dict): ``seconds`` and ``peak`` (bytes of main memory, or None) of each stage.
         costs (tuple[Cost]): Of the stock backbone and of the compressed one.
@@ -91,6 +91,7 @@ def page(
         '## What it costs now',
         cost_report(*costs),
         '## What was chosen',
+        f'Distances are those of {plan.get("counted", "the outputs")}, in units of their variance.',
         '![influence against saving](plan/plan.png)',
         markdown(
             ['step', 'distance of the outputs', f'{plan["measure"]} left', 'blocks'],

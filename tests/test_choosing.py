@@ -350,11 +350,9 @@ def test_the_tool_writes_a_config_that_trains_and_converts(prepared, tmp_path, c
     words = ['--fit', '--block-steps', 2, '--flops', 0.9, '--num', 24, '--out', 'out']
     run(prepared, 'stock.pth', '--images', 'data', *words, '--cfg-options', 'model.backbone.replace.mode=linear')
     text = capsys.readouterr().out
-    assert (
-        "24 images; what counts: what the model makes of its backbone's outputs" in text
-        and 'replace=dict(slots=[(' in text
-    )
     saved = json.loads((tmp_path / 'out' / 'plan.json').read_text())
+    assert saved['counted'] == "the roots of the classifier's probabilities"
+    assert f'24 images; what counts: {saved["counted"]}' in text and 'replace=dict(slots=[(' in text
     cfg = Config.fromfile(tmp_path / 'out' / 'resnet_chosen.py')
     assert [list(place) for place in cfg.model.backbone.replace.slots] == saved['slots']
     assert cfg.model.backbone.replace.mode == 'linear' and cfg.model.backbone.depth == 20

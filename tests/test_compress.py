@@ -43,6 +43,7 @@ class Pretended:
             (out / 'resnet_chosen.py').write_text('')
             step, shape = dict(slots=[[1, 1]], distance=0.1, left=0.75), dict(shape=[32, 32], batch=2)
             plan = dict(backbone='CifarResNet', measure='flops', limit=0.8, words=dict(mode='own'), share='1 own')
+            plan['counted'] = "the classifier's logits"
             (out / 'plan.json').write_text(json.dumps(dict(plan, slots=[[1, 1]], steps=[step], **shape)))
         elif name == 'test.py':
             work = Path(words[words.index('--work-dir') + 1]) / '1'
@@ -78,6 +79,7 @@ def test_what_was_done_is_not_done_again(prepared, tmp_path, monkeypatch, capsys
     assert processes.ran == order[-1:]
     assert list(json.loads(Path('out/took.json').read_text())) == STAGES
     report = Path('out/report.md').read_text()
+    assert "Distances are those of the classifier's logits" in report
     assert '0.750 of its flops are left, at most 0.8 were wanted' in report
     assert [line.split('|')[2].strip() for line in report.splitlines() if line.startswith('| healed')] != ['-']
     for words, change in (

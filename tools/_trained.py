@@ -182,7 +182,7 @@ def load_stock(cfg, name, settings, weights):
 
 
 def model_head(cfg, name, rest, backbone, images, answers=False):
-    """Return what the model of a config makes of its backbone's outputs, with its weights; None if they count alone.
+    """Return what the model of a config makes of its backbone's outputs (None: they count alone), and its name.
 
     Args:
         cfg (Config): The config.
@@ -190,11 +190,11 @@ def model_head(cfg, name, rest, backbone, images, answers=False):
         rest (dict): Tensors of the model outside of its backbone.
         backbone (nn.Module): The backbone with weights.
         images (Tensor): Normalized images where it is.
-        answers (bool): Whether a classifier gives the roots of its probabilities (their distance is Hellinger's),
-            which say most of a network that will be used as it is; else its logits. Defaults to False.
+        answers (bool): The roots of a classifier's probabilities (Hellinger's distance), not its logits.
     """
+    if logits := classifier_head(cfg, rest, images.device):
+        roots = (lambda outputs: logits(outputs).softmax(1).sqrt()), "the roots of the classifier's probabilities"
+        return roots if answers else (logits, "the classifier's logits")
     with frozen(backbone), torch.no_grad():
-        outputs = backbone(images[:1])
-    if classify := classifier_head(cfg, rest, images.device):
-        return (lambda outputs: classify(outputs).softmax(1).sqrt()) if answers else classify
-    return whole_head(cfg, name, rest, outputs, images.device)
+        head = whole_head(cfg, name, rest, backbone(images[:1]), images.device)
+    return head, "what the model makes of its backbone's outputs" if head else "the backbone's outputs"

@@ -141,22 +141,19 @@ def choose(cfg, path, name, settings, stock, rest, words, args):
     most = PIXELS // (args.shape[0] * args.shape[1]) if pictures_in(args.images) else 512
     num, device = args.num or max(FEWEST, min(512, most)), get_device()
     images, stock = read_images(cfg, args.images, num, args.shape, '--images').to(device), stock.to(device)
-    head = model_head(cfg, name, rest, stock, images, answers=args.fit or words.get('mode') == 'remove')
+    head, counted = model_head(cfg, name, rest, stock, images, answers=args.fit or words.get('mode') == 'remove')
     _, count = counters(cfg, name, args, tuple(images.shape[-2:]))
     if args.measure == 'memory':
         args.limit = share_of_memory(args, choosing.Savings(stock, words, count))
-    what = "the backbone's outputs" if head is None else "what the model makes of its backbone's outputs"
-    print(f'{len(images)} images; what counts: {what}')
+    print(f'{len(images)} images; what counts: {counted}')
     choice = choosing.choose(
         stock, images, args.limit, args.measure, args.fit, head, count, args.block_steps, dict(args.kinds), **words
     )
     args.out.mkdir(parents=True, exist_ok=True)
     file.write_text(inherit(dict(backbone, replace=choice.replace)))
     choosing.plot(choice, args.out / 'plan.png')
-    save_whole(
-        json.dumps(dict(choice.to_dict(), shape=list(images.shape[-2:]), batch=args.batch), indent=1),
-        args.out / 'plan.json',
-    )
+    saved = dict(choice.to_dict(), counted=counted, shape=list(images.shape[-2:]), batch=args.batch)
+    save_whole(json.dumps(saved, indent=1), args.out / 'plan.json')
     words = ', '.join(f'{key}={value!r}' for key, value in choice.replace.items())
     print(f'\n{choice}\n\nreplace=dict({words})\n{file} inherits {args.config}; the picture: {args.out / "plan.png"}')
     drawn = f'--num {num} --shape {args.shape[0]} {args.shape[1]} --seed {args.seed}'

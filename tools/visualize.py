@@ -87,7 +87,7 @@ def load_arm(file, weights, args):
     load = load_repl if config.has_repl_type(settings) else load_stock
     backbone, rest = load(cfg, name, settings, weights)
     backbone.to(get_device())
-    return cfg, backbone, lambda images: model_head(cfg, name, rest, backbone, images)
+    return cfg, backbone, lambda images: model_head(cfg, name, rest, backbone, images)[0]
 
 
 def load_repl(cfg, name, settings, weights):
