@@ -567,6 +567,22 @@ def test_the_number_of_cores_is_known_where_the_system_does_not_say_which(monkey
     assert install.count_cores() == os.cpu_count()
 
 
+@pytest.mark.parametrize(
+    'script, words, said',
+    [
+        ('plan.py', ['x.py', '--flops', '1.5'], 'argument --flops: 1.5 is not valid: expected what may be left'),
+        ('compress.py', ['x.py', 'y', 'z', '--images', '.', '--flops', '.5', '--params', '.5'], 'not allowed with'),
+        ('cost.py', ['x.py', '--shapes'], 'unrecognized arguments: --shapes'),
+        ('train.py', [], 'the following arguments are required: config'),
+        ('visualize.py', ['x'], "argument command: invalid choice: 'x'"),
+    ],
+)
+def test_a_wrong_argument_ends_in_one_line(script, words, said, tmp_path):
+    done = run(script, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f'{script}: ') and len(done.stderr.splitlines()) == 1 and said in done.stderr
+
+
 @pytest.mark.parametrize('script, needs', [('dist_train.sh', 2), ('dist_test.sh', 3), ('slurm_train.sh', 4)])
 def test_scripts_say_how_they_are_used(script, needs, tmp_path):
     done = run(script, *['x'] * (needs - 1), cwd=tmp_path)

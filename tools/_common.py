@@ -1,9 +1,8 @@
-"""What the tools share: arguments, the runner, and errors that end in one line.
+"""What the tools share: configs, files, the runner, and errors that end in one line.
 
 Nothing here imports mmdet, mmseg or mmpretrain: the config's ``default_scope`` decides what is loaded.
 """
 
-import argparse
 import os
 import sys
 import warnings
@@ -12,7 +11,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
@@ -52,26 +50,6 @@ def one_line_errors(*kinds):
         stop(' '.join(message.split()))
 
 
-def make_parser(description):
-    """Return a parser with the arguments that training and testing have in common."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        'config', help='config file, or PACKAGE::PATH for one that an installed package carries, as repl_mm::NAME.py'
-    )
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: ./work_dirs/CONFIG_NAME)')
-    parser.add_argument('--data-root', help='folder of the dataset, in place of data_root in all of the config')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings, as key=value; lists as key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]"',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    # torch.distributed.launch has passed both spellings
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    return parser
-
-
 def read_config(name):
     """Return the config of a file or of ``PACKAGE::PATH``; end in one line if it cannot be read."""
     with one_line_errors():
@@ -108,7 +86,7 @@ def load_config(args):
     """Read the config that the parsed ``args`` name and put their settings into it; checkpoints are read safely then.
 
     Args:
-        args (argparse.Namespace): Of :func:`make_parser`.
+        args (argparse.Namespace): Of :func:`_arguments.make_parser`.
 
     Returns:
         Config: With ``work_dir`` and ``launcher`` set.

@@ -1,6 +1,5 @@
 """Images without labels for the tools: of a folder of pictures, or of the config's dataset."""
 
-import argparse
 import copy
 import os
 from contextlib import closing
@@ -16,31 +15,6 @@ from repl_mm.data_checks import DataError, expected_paths
 from repl_mm.pictures import check_pictures, covering, pictures_in, plain_preprocessor, read_image
 
 FEWEST = 16  # images from which anything can be told
-
-
-def side(text):
-    """Return the height or the width of pictures."""
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a number of pixels, at least 1')
-    return int(text)
-
-
-def seed(text):
-    """Return the seed of random numbers."""
-    if not text.isdigit() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a whole number from 0 to {2**31 - 1}')
-    return int(text)
-
-
-def rate(text):
-    """Return a learning rate."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a number above 0')
-    return value
 
 
 def pictures_of(cfg, folder, option):

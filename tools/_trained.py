@@ -1,84 +1,18 @@
-"""What tools for a trained network share: its config's one backbone, its weights, and budgets."""
+"""What tools for a trained network share: its config's one backbone, its weights, and what its model makes of them."""
 
-import argparse
 import copy
 import os
-import re
 
 import torch
 from _common import one_line_errors, stop
-from mmengine.config import DictAction
 
-from repl_mm import choosing, config
+from repl_mm import config
 from repl_mm.classification import classifier_head
 from repl_mm.conversion import frozen
 from repl_mm.data_checks import check_checkpoint
 from repl_mm.heads import backbone_name, whole_head
 from repl_mm.healing import healing_config
-from repl_mm.plan import MODES
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
-
-UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
-
-
-class Words(DictAction):
-    """Keeps the words as they were given too, for other tools, in ``cfg_options_words`` for ``--cfg-options``."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        before = getattr(namespace, f'{self.dest}_words') or ['--cfg-options']
-        setattr(namespace, f'{self.dest}_words', [*before, *values])
-        super().__call__(parser, namespace, values, option_string)
-
-
-def share(text):
-    """Return a share above 0 and below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected what may be left, above 0 and below 1')
-    return value
-
-
-def size(text):
-    """Return a number of bytes."""
-    found = re.fullmatch(r'(\d+(?:\.\d+)?) ?([KMG]i?B)', text)
-    if not found or found[2] not in UNITS or not float(found[1]):
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected a size such as 8GB ({", ".join(UNITS)})')
-    return float(found[1]) * UNITS[found[2]]
-
-
-def add_budgets(parser):
-    """Add the options of a budget, of which one may be given."""
-    budget = parser.add_mutually_exclusive_group()
-    for name, what in dict(flops='FLOPs', activations='bytes of activations', params='trainable parameters').items():
-        text = f"share of the backbone's {what} that may be left" + (' (default: 0.8)' if name == 'flops' else '')
-        budget.add_argument(f'--{name}', type=share, metavar='SHARE', help=text)
-    budget.add_argument('--memory', type=size, metavar='8GB', help='of the whole model in training, in fp32')
-    parser.add_argument(
-        '--kinds',
-        type=kind_of,
-        nargs='+',
-        default=[],
-        metavar='KIND',
-        help='with --fit: what each slot may choose among, each at its price: modes, or MODE:OPERATOR, for instance '
-        "patch linear own fuse own:half (default: the config's words for all)",
-    )
-
-
-def kind_of(text):
-    """Return what may stand in a slot, a mode or mode:operator, as its name and its words of ``replace``."""
-    mode, _, operator = text.partition(':')
-    if mode not in MODES:
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected one of {", ".join(MODES)}, or MODE:OPERATOR')
-    return text, dict(mode=mode, **(dict(operator=operator) if operator else {}))
-
-
-def read_budget(args):
-    """Set ``measure`` and ``limit`` of parsed arguments: 0.8 of the FLOPs where no budget is given."""
-    given = [(name, value) for name in choosing.MEASURES if (value := getattr(args, name)) is not None]
-    args.measure, args.limit = given[0] if given else ('flops', 0.8)
 
 
 def check_folder(folder, what):

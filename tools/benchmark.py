@@ -6,12 +6,12 @@ Whole networks, up to the raw outputs of the heads, with random weights. *Ratio*
 relative to the first arm's within the same round. *Kept*: the share of the saving that removing the same blocks gives.
 """
 
-import argparse
 import json
 import os
 import warnings
 
 import torch
+from _arguments import Parser
 from _common import one_line_errors
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
@@ -28,9 +28,7 @@ PICTURES = ('png', 'jpg', 'svg', 'pdf')
 
 
 def parse_args(args=None):
-    parser = argparse.ArgumentParser(
-        description=f'{__doc__}\n{language.__doc__}', formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(f'{__doc__}\n{language.__doc__}')
     parser.add_argument('config', help='config file, or a name as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     parser.add_argument('--arms', nargs='+', default=list(language.DEFAULTS), help='default: e2e fuse remove')
     parser.add_argument(

@@ -16,7 +16,6 @@ weights of its own::
     python tools/compare.py ... --cfg-options load_from=work_dirs/converted/{config}/{arm}.pth
 """
 
-import argparse
 import json
 import signal
 import sys
@@ -24,6 +23,7 @@ from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 
+from _arguments import Parser
 from _common import stop
 from mmengine.config import DictAction
 
@@ -47,9 +47,7 @@ TRAIN = Path(__file__).with_name('train.py')
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=f'{__doc__}\n{language.__doc__}', formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(f'{__doc__}\n{language.__doc__}')
     parser.add_argument('configs', nargs='+', metavar='config', help='config with stock or RepL backbones')
     parser.add_argument('--arms', nargs='+', default=list(language.DEFAULTS), help='default: e2e fuse remove')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')

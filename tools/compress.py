@@ -8,25 +8,15 @@ pictures, or the data_root of the config's dataset where that is not in pictures
 OUT_DIR has a report, report.md, the config plan/NAME_chosen.py and the checkpoint healed.pth.
 """
 
-import argparse
 import json
 import os
 from pathlib import Path
 
+from _arguments import Parser, Words, add_budgets, rate, read_budget, seed, side
 from _common import one_line_errors, read_quietly, stop
-from _images import FEWEST, pictures_of, rate, seed, side
+from _images import FEWEST, pictures_of
 from _stages import Stages
-from _trained import (
-    Words,
-    add_budgets,
-    check_answers,
-    check_folder,
-    check_healing,
-    load_stock,
-    module_name,
-    one_backbone,
-    read_budget,
-)
+from _trained import check_answers, check_folder, check_healing, load_stock, module_name, one_backbone
 
 from repl_mm import apply_repl, config, cost
 from repl_mm.classification import classifier_head
@@ -37,9 +27,7 @@ from repl_mm.surgery import check_keys
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__, allow_abbrev=False)
     parser.add_argument('config', help='config file, or a name as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     parser.add_argument('stock', help='weights of the stock model')
     parser.add_argument('out', type=Path, metavar='OUT_DIR', help='folder to write')

@@ -10,12 +10,12 @@ are taken over. OUT has the names of the config's model: ``load_from=out.pth``, 
 ``init_cfg=dict(type='Pretrained', checkpoint='out.pth', prefix='backbone.')``.
 """
 
-import argparse
 import copy
 from pathlib import Path
 
+from _arguments import Parser, rate, seed, side
 from _common import one_line_errors, read_quietly, save_whole
-from _images import FEWEST, rate, read_images, seed, side
+from _images import FEWEST, read_images
 from _trained import check_answers, load_stock, module_name, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -27,7 +27,7 @@ from repl_mm.surgery import check_keys
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('stock', help='weights of the stock model')
     parser.add_argument('config', help='config with a RepL backbone')
     parser.add_argument('out', type=Path, help='checkpoint to write')

@@ -7,13 +7,13 @@
 The counts need no data, no weights and no GPU. The config may have stock or RepL backbones.
 """
 
-import argparse
 import dataclasses
 import json
 import os
 import warnings
 
 import torch
+from _arguments import Parser
 from _common import stop
 from mmengine.config import DictAction
 
@@ -27,11 +27,7 @@ SMALL = {
 
 
 def parse_args(args=None):
-    parser = argparse.ArgumentParser(
-        description=f'{__doc__}\n{language.__doc__}',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(f'{__doc__}\n{language.__doc__}', allow_abbrev=False)
     parser.add_argument('config', help='config file, or a name as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     parser.add_argument('--arms', nargs='+', help='default: e2e fuse remove and what the backbone has switches for')
     parser.add_argument(

@@ -7,10 +7,10 @@ of the heads (to the neck, where a head takes proposals or queries), so that `to
 evaluators' own numbers. It is checked against the model before it takes its place.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
+from _arguments import Parser
 from _common import one_line_errors, read_quietly, set_data_root, stop
 from mmengine.config import DictAction
 from mmengine.dataset import Compose
@@ -26,7 +26,7 @@ from repl_mm.registry import class_of
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('config', help='config with a stock or RepL backbone, or PACKAGE::PATH')
     parser.add_argument('checkpoint', help='weights that were trained with it')
     parser.add_argument('out', type=Path, help='file to write: .onnx or .pt2')

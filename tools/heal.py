@@ -8,11 +8,11 @@ is an ordinary training, in work_dirs/heal/OUT, and the same command goes on fro
 names of the config's model: ``load_from=OUT.pth``.
 """
 
-import argparse
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from _arguments import Parser, rate, seed, side
 from _common import (
     build_runner,
     check_files,
@@ -23,7 +23,7 @@ from _common import (
     set_data_root,
     stop,
 )
-from _images import pictures_of, rate, seed, side
+from _images import pictures_of
 from mmengine.config import DictAction
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
@@ -36,7 +36,7 @@ from repl_mm.reading import read_checkpoint, read_weights_only
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('config', help='config with a RepL backbone')
     parser.add_argument('stock', help='weights of the stock model')
     parser.add_argument('start', help='checkpoint to start from')

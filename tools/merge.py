@@ -7,9 +7,9 @@ builds it with one word, `--cfg-options model.backbone.replace.merged=True`; mm'
 the config that is written beside OUT.
 """
 
-import argparse
 from pathlib import Path
 
+from _arguments import Parser
 from _common import one_line_errors, read_quietly, save_whole, stop
 from mmengine.config import DictAction
 
@@ -21,7 +21,7 @@ from repl_mm.surgery import check_keys, repl_backbones
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument('config', help='config with a RepL backbone, or PACKAGE::PATH')
     parser.add_argument('checkpoint', help='weights that were trained with it')
     parser.add_argument('out', type=Path, help='file to write, .pth; its config is written beside it, .py')

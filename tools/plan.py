@@ -8,16 +8,16 @@ CONFIG may have a stock or a RepL backbone; STOCK is what tools/convert.py takes
 model, whose outputs count then. No label is read. It writes a table, a picture, and a config that inherits CONFIG.
 """
 
-import argparse
 import copy
 import json
 import warnings
 from functools import partial
 from pathlib import Path
 
+from _arguments import Parser, add_budgets, read_budget, seed, side
 from _common import one_line_errors, read_quietly, save_whole, stop
-from _images import FEWEST, read_images, seed, side
-from _trained import add_budgets, check_folder, load_stock, model_head, module_name, one_backbone, read_budget
+from _images import FEWEST, read_images
+from _trained import check_folder, load_stock, model_head, module_name, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
@@ -34,9 +34,7 @@ PIXELS = 16 * 800 * 1344  # of all pictures, where their number is not given
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__, allow_abbrev=False)
     parser.add_argument('config', help='config file, or a name as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     parser.add_argument('stock', nargs='?', help='weights of the stock model')
     parser.add_argument(

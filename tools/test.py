@@ -3,15 +3,8 @@
 With --against a second one is tested, and the differences are printed with their intervals over the images.
 """
 
-from _common import (
-    build_runner,
-    check_files,
-    end_process_group,
-    load_config,
-    make_parser,
-    one_line_errors,
-    stop,
-)
+from _arguments import make_parser
+from _common import build_runner, check_files, end_process_group, load_config, one_line_errors, stop
 from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
 

@@ -1,14 +1,7 @@
 """Train the model of a config: detection, segmentation or classification, with or without RepL."""
 
-from _common import (
-    build_runner,
-    check_files,
-    end_process_group,
-    load_config,
-    make_parser,
-    one_line_errors,
-    stop,
-)
+from _arguments import make_parser
+from _common import build_runner, check_files, end_process_group, load_config, one_line_errors, stop
 from mmengine.runner import find_latest_checkpoint
 
 from repl_mm.config import check_optimizer

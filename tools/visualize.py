@@ -8,7 +8,6 @@ A config with a stock backbone takes weights as tools/convert.py does, of a back
 backbone takes what training or tools/convert.py wrote from it. tsne needs a classifier's config and its test set.
 """
 
-import argparse
 import json
 import warnings
 from argparse import Namespace
@@ -16,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from _arguments import Parser, seed
 from _common import one_line_errors, read_quietly, save_whole, set_data_root, stop
-from _images import read_images, seed
+from _images import read_images
 from _trained import load_stock, model_head, module_name, one_backbone
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -41,7 +41,7 @@ COMMANDS = dict(  # with the number of images
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     for name, (text, num) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
