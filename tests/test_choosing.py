@@ -472,7 +472,7 @@ def test_memory_is_that_of_the_whole_model(tmp_path, capsys):
     run(file, *words, '--memory', '3MB')
     text = capsys.readouterr().out
     assert 'Counted: the whole model, 64x64, batch 2' in text and 'memory <= 0.' in text
-    with pytest.raises(SystemExit, match=r'--memory 8GB: 0\.\d+GB only are counted of the stock model; expected less'):
+    with pytest.raises(SystemExit, match=r'--memory 8GB: 0\.\d+GB are counted of the stock model; expected less'):
         run(file, *words, '--memory', '8GB')
 
 

@@ -90,9 +90,7 @@ def share_of_memory(args, savings):
     """Return the share of the stock model's memory that ``--memory`` leaves; end in one line if all fits."""
     needed = choosing.memory(savings.cost())
     if args.limit >= needed:
-        stop(
-            f'--memory {args.limit / 1e9:g}GB: {needed / 1e9:.3g}GB only are counted of the stock model; expected less'
-        )
+        stop(f'--memory {args.limit / 1e9:g}GB: {needed / 1e9:.3g}GB are counted of the stock model; expected less')
     left = f'{args.limit / needed:.3f} of the {needed / 1e9:.3g}GB that are counted of the stock model'
     print(f'--memory {args.limit / 1e9:g}GB: {left}')
     return args.limit / needed
