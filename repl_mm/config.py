@@ -416,7 +416,7 @@ def optimizer_moments(cfg: Config) -> tuple[int, str]:
     Returns:
         tuple[int, str]: 1 and 'SGD with momentum', mm's default, if the config names none.
     """
-    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     name = type_name(optimizer) or 'SGD'
     if name != 'SGD':
         return (2 if 'Adam' in name else 1), name

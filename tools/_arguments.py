@@ -6,7 +6,7 @@ import re
 from mmengine.config import DictAction
 
 from repl_mm.choosing import MEASURES
-from repl_mm.plan import MODES
+from repl_mm.plan import MODES, PLAIN
 
 UNITS = dict(GB=10**9, GiB=2**30, MB=10**6, MiB=2**20)
 
@@ -21,7 +21,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: {message} (--help tells more)\n')
 
 
-class Words(DictAction):
+class Options(DictAction):
+    """Settings as ``KEY=VALUE``; what cannot be read ends in one line."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+            understood = all(all(key.split('.')) for key in getattr(namespace, self.dest))
+        except (ValueError, AssertionError):
+            understood = False
+        if not understood:
+            parser.error(f'{option_string} {" ".join(values)}: expected KEY=VALUE, lists as KEY="[a,b]"')
+
+
+class Words(Options):
     """Keeps the words as they were given too, for other tools, in ``cfg_options_words`` for ``--cfg-options``."""
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -41,7 +54,7 @@ def make_parser(description):
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         help='override settings, as key=value; lists as key="[a,b]" or key=a,b, nested ones as key="[(a,b),(c,d)]"',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
@@ -115,8 +128,9 @@ def add_budgets(parser):
 def kind_of(text):
     """Return what may stand in a slot, a mode or mode:operator, as its name and its words of ``replace``."""
     mode, _, operator = text.partition(':')
-    if mode not in MODES:
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected one of {", ".join(MODES)}, or MODE:OPERATOR')
+    if mode not in MODES or (operator and mode in PLAIN):
+        of = ', '.join(MODES)
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected one of {of}, or MODE:OPERATOR of a layer')
     return text, dict(mode=mode, **(dict(operator=operator) if operator else {}))
 
 

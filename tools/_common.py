@@ -31,6 +31,20 @@ def stop(message):
     sys.exit(f'{Path(sys.argv[0]).name}: {message}')
 
 
+def in_one_line(kind, error, trace):
+    """Print an interruption, or what a disk or a file refuses, in one line, all else as Python does."""
+    name = Path(sys.argv[0]).name
+    if issubclass(kind, KeyboardInterrupt):
+        print(f'{name}: interrupted', file=sys.stderr)
+    elif issubclass(kind, OSError) and error.strerror:
+        print(f'{name}: {error.strerror}{f": {error.filename!r}" if error.filename else ""}', file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = in_one_line  # not caught: then an interruption would not be one to the shell, whose loop goes on
+
+
 @contextmanager
 def one_line_errors(*kinds):
     """End in one line on an error in the plan, the config or its files; every other one keeps its traceback.
@@ -66,14 +80,6 @@ def read_quietly(args):
     cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     return cfg
-
-
-def save_whole(content, file):
-    """Save a text as it is, all else with torch; what stands there stays until the new file is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'{file.name}.part')
-    part.write_text(content) if isinstance(content, str) else torch.save(content, part)
-    part.replace(file)
 
 
 def set_data_root(cfg, folder):

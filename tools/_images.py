@@ -29,6 +29,8 @@ def pictures_of(cfg, folder, option):
     """
     if not folder.is_dir():
         stop(f"{option} '{folder}': no such folder; expected one of pictures, or the dataset's data_root")
+    if not any(folder.iterdir()):
+        stop(f"{option} '{folder}' is empty; expected a folder of pictures, or the dataset's data_root")
     files = pictures_in(folder)
     try:
         if files:

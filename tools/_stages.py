@@ -1,18 +1,22 @@
 """Stages of tools/compress.py: tools one after another, each a process of its own, and none whose result is there."""
 
 import fcntl
-import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from _common import save_whole, stop
+from _common import stop
+from _files import fingerprint, save_whole
 
 TOOLS = Path(__file__).resolve().parent
 POLL = 0.2  # seconds between two looks at a process
+WRITTEN = ('plan', 'heal', 'test', 'report.md', 'stock.py', 'merged.py') + tuple(
+    f'{name}.pth' for name in ('stock', 'converted', 'healed', 'merged')
+)
 WAIT = 10  # seconds: so long the loader's workers of a stage that was ended may live on
 
 
@@ -61,13 +65,13 @@ def locked(file):
     return True
 
 
-def fingerprint(file):
-    """Return the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with open(file, 'rb') as stream:
-        while part := stream.read(2**24):
-            digest.update(part)
-    return digest.hexdigest()
+def read_json(file):
+    """Return the dict that a JSON file holds; None where it is not there or damaged."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def options(words):
@@ -105,7 +109,11 @@ class Stages:
             if time.monotonic() > last:
                 stop(f"OUT_DIR '{self.out}' is in use, by another such command or by a stage that one left behind")
             time.sleep(POLL)
-        self.took = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.took = read_json(self.file) if self.file.exists() else {}
+        there = next((name for name in WRITTEN if (self.out / name).exists()), None)
+        if self.took is None or (there and not self.took):
+            lost = 'a damaged took.json' if self.file.exists() else f"'{there}' and no took.json"
+            stop(f"OUT_DIR '{self.out}' has {lost}, which says how all was made: expected another folder")
         self.handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends its stage too
         return self
 
@@ -128,8 +136,8 @@ class Stages:
         Returns:
             bool: Whether it is done.
         """
-        read = [word.absolute() for word in words if isinstance(word, Path) and word.is_file()]
-        words = [tool, *(str(word.absolute() if isinstance(word, Path) else word) for word in words)]
+        read = [Path(os.path.abspath(word)) for word in words if isinstance(word, Path) and word.is_file()]
+        words = [tool, *(os.path.abspath(word) if isinstance(word, Path) else str(word) for word in words)]
         if done():
             self.check(name, words, read)
             print(f'{name}: done before')

@@ -1,7 +1,6 @@
 """What tools for a trained network share: its config's one backbone, its weights, and what its model makes of them."""
 
 import copy
-import os
 
 import torch
 from _common import one_line_errors, stop
@@ -13,18 +12,6 @@ from repl_mm.data_checks import check_checkpoint
 from repl_mm.heads import backbone_name, whole_head
 from repl_mm.healing import healing_config
 from repl_mm.stock_weights import load_backbone, read_stock, shorten
-
-
-def check_folder(folder, what):
-    """End in one line if a folder is not there and cannot be made.
-
-    Args:
-        folder (Path): The folder.
-        what (str): What the user calls it.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        stop(f"{what} '{folder}': '{there}' is no folder that can be written to; expected another place")
 
 
 def check_answers(head, stock):

@@ -11,9 +11,8 @@ import os
 import warnings
 
 import torch
-from _arguments import Parser
+from _arguments import Options, Parser
 from _common import one_line_errors
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from repl_mm import MergeError, PlanError, config
@@ -41,7 +40,7 @@ def parse_args(args=None):
     parser.add_argument('--accuracy', type=float, nargs='+', help='one figure for every arm, for --plot')
     parser.add_argument('--json', metavar='OUT', help='write all times to this file')
     parser.add_argument('--plot', metavar='OUT', help='draw accuracy against throughput into this picture')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings of the config to override')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, help='settings of the config to override')
     args = parser.parse_args(args)
     if min(args.batch) < 1 or args.rounds < 1:
         parser.error('--batch and --rounds: must be at least 1')

@@ -23,9 +23,8 @@ from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 
-from _arguments import Parser
+from _arguments import Options, Parser
 from _common import stop
-from mmengine.config import DictAction
 
 from repl_mm import arms as language
 from repl_mm import comparison, cost
@@ -58,7 +57,7 @@ def parse_args(argv=None):
         '--shape', type=int, nargs='+', metavar='N', help='H W, or words, of the cost (default: the first batch)'
     )
     parser.add_argument('--data-root', help='folder of the dataset, in place of data_root in all of the config')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='settings for all arms')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, help='settings for all arms')
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f'--jobs {args.jobs}: must be at least 1')

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from _arguments import Parser, Words, add_budgets, rate, read_budget, seed, side
 from _common import one_line_errors, read_quietly, stop
+from _files import check_folder
 from _images import FEWEST, pictures_of
-from _stages import Stages
-from _trained import check_answers, check_folder, check_healing, load_stock, module_name, one_backbone
+from _stages import Stages, read_json
+from _trained import check_answers, check_healing, load_stock, module_name, one_backbone
 
 from repl_mm import apply_repl, config, cost
 from repl_mm.classification import classifier_head
@@ -128,7 +129,7 @@ def compress(args, cfg, settings, stock, root, whole, stages):
     written = {name: str((out / f'{name}.pth').absolute()) for name in ('converted', 'healed', 'merged', 'stock')}
     common = ['--shape', *args.shape, '--seed', args.seed]
     stages.run(
-        'plan', lambda: all(any(planned.glob(name)) for name in ('plan.json', '*_chosen.py')), 'plan.py', given,
+        'plan', lambda: read_json(planned / 'plan.json') and any(planned.glob('*_chosen.py')), 'plan.py', given,
         weights, '--images', args.images, f'--{args.measure}', limit, '--fit', '--num', args.num, '--block-steps',
         args.block_steps, '--out', planned, *common, *batch, *kinds, *args.cfg_options_words,
     )  # fmt: skip

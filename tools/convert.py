@@ -13,11 +13,11 @@ are taken over. OUT has the names of the config's model: ``load_from=out.pth``, 
 import copy
 from pathlib import Path
 
-from _arguments import Parser, rate, seed, side
-from _common import one_line_errors, read_quietly, save_whole
+from _arguments import Options, Parser, rate, seed, side
+from _common import one_line_errors, read_quietly
+from _files import check_out, save_whole
 from _images import FEWEST, read_images
 from _trained import check_answers, load_stock, module_name, one_backbone
-from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
 
@@ -30,7 +30,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument('stock', help='weights of the stock model')
     parser.add_argument('config', help='config with a RepL backbone')
-    parser.add_argument('out', type=Path, help='checkpoint to write')
+    parser.add_argument('out', type=Path, help='checkpoint to write, .pth')
     parser.add_argument(
         '--fit',
         type=Path,
@@ -49,13 +49,11 @@ def parse_args(argv=None):
         '--answers', action='store_true', help="together to a classifier's answers alone; best with --block-steps 0"
     )
     parser.add_argument('--seed', type=seed, default=0, help='default: 0')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, help='override settings')
     args = parser.parse_args(argv)
     for key, low in (('num', FEWEST), ('batch', 1), ('steps', 0), ('block_steps', 0)):
         if getattr(args, key) < low:
             parser.error(f'--{key.replace("_", "-")} {getattr(args, key)}: must be at least {low}')
-    if args.out.is_dir():
-        parser.error(f"OUT '{args.out}' is a folder: expected a file name")
     if args.answers and not args.fit:
         parser.error('--answers: is for --fit IMAGES')
     return args
@@ -65,6 +63,7 @@ def main(argv=None):
     args = parse_args(argv)
     set_random_seed(args.seed)
     cfg = read_quietly(args)
+    check_out(args.out, [args.stock])
     path, settings = one_backbone(cfg, args.config)
     name = module_name(cfg, path)
     stock, rest = load_stock(cfg, name, settings, args.stock)

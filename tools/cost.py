@@ -13,9 +13,8 @@ import os
 import warnings
 
 import torch
-from _arguments import Parser
+from _arguments import Options, Parser
 from _common import stop
-from mmengine.config import DictAction
 
 from repl_mm import arms as language
 from repl_mm import config, cost
@@ -52,7 +51,7 @@ def parse_args(args=None):
     parser.add_argument('--time-shape', type=int, nargs='+', metavar='N', help='input of the steps, else --shape')
     parser.add_argument('--time-batch', type=int, help='images in a measured step, else --batch')
     parser.add_argument('--device', help='of the measured steps; cuda if there is one, else cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings of the config to override')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, help='settings of the config to override')
     args = parser.parse_args(args)
     if args.time is not None and args.time < 1:
         parser.error(f'--time {args.time}: must be at least 1')

@@ -10,9 +10,8 @@ evaluators' own numbers. It is checked against the model before it takes its pla
 import tempfile
 from pathlib import Path
 
-from _arguments import Parser
+from _arguments import Options, Parser
 from _common import one_line_errors, read_quietly, set_data_root, stop
-from mmengine.config import DictAction
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, FUNCTIONS, TRANSFORMS, DefaultScope
 
@@ -44,7 +43,7 @@ def parse_args(argv=None):
         help='folder of unlabelled pictures to calibrate on, or data_root of a set without pictures',
     )
     parser.add_argument('--num', type=int, default=64, help='of them at most (default: 64)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, help='override settings')
     args = parser.parse_args(argv)
     if args.int8 and (args.images is None or args.out.suffix != '.onnx'):
         parser.error('--int8 needs --images, and a file to write that ends with .onnx')

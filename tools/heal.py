@@ -10,21 +10,13 @@ names of the config's model: ``load_from=OUT.pth``.
 
 import os
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
-from _arguments import Parser, rate, seed, side
-from _common import (
-    build_runner,
-    check_files,
-    end_process_group,
-    one_line_errors,
-    read_config,
-    save_whole,
-    set_data_root,
-    stop,
-)
+from _arguments import Options, Parser, rate, seed, side
+from _common import build_runner, check_files, end_process_group, one_line_errors, read_config, set_data_root, stop
+from _files import check_out, fingerprint, save_whole
 from _images import pictures_of
-from mmengine.config import DictAction
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 
@@ -51,15 +43,13 @@ def parse_args(argv=None):
     parser.add_argument('--seed', type=seed, default=0, help='default: 0')
     parser.add_argument('--work-dir', type=Path, help='folder of logs and checkpoints (default: work_dirs/heal/OUT)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='settings, of the healing too')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, help='settings, of the healing too')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args(argv)
     for key in ('steps', 'batch'):
         if getattr(args, key) is not None and getattr(args, key) < 1:
             parser.error(f'--{key} {getattr(args, key)}: must be at least 1')
-    if args.out.suffix != '.pth':
-        parser.error(f"OUT '{args.out}': expected a file name that ends with .pth")
     return args
 
 
@@ -99,10 +89,14 @@ def go_on(cfg):
     """Let a healing go on from its latest checkpoint; one of other settings is not touched."""
     work_dir, text = Path(cfg.work_dir), cfg.pretty_text
     for file in filter(os.path.isfile, (cfg.model.teacher, cfg.load_from or '')):
-        text += f'\n# {file}: {os.path.getsize(file)} bytes of {os.stat(file).st_mtime_ns}'
+        text += f'\n# {file}: {fingerprint(file)}'
     said, latest = work_dir / 'heal.py', last_checkpoint(work_dir)
-    if latest and (not said.is_file() or said.read_text() != text):
-        stop(f"'{work_dir}' holds a healing with other settings or files: remove it, or choose another --work-dir")
+    then = said.read_text() if said.is_file() else ''
+    if latest and then != text:
+        pairs = zip_longest(then.splitlines(), text.splitlines(), fillvalue='')
+        old, new = next((a.strip(), b.strip()) for a, b in pairs if a != b)
+        change = f"'{work_dir}' holds a healing with '{old}', now it is '{new}'"
+        stop(f'{change}: expected the same, or remove that folder to begin anew, or choose another --work-dir')
     if is_first():
         save_whole(text, said)
     if latest:
@@ -152,6 +146,8 @@ def main(argv=None):
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     read_weights_only()
+    if is_first():
+        check_out(args.out, [args.stock, args.start])
     cfg = prepare(args)
     check_files(cfg, 'train', option='--images')
     latest = go_on(cfg)

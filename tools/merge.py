@@ -9,9 +9,9 @@ the config that is written beside OUT.
 
 from pathlib import Path
 
-from _arguments import Parser
-from _common import one_line_errors, read_quietly, save_whole, stop
-from mmengine.config import DictAction
+from _arguments import Options, Parser
+from _common import one_line_errors, read_quietly, stop
+from _files import check_out, save_whole
 
 from repl_mm import BorrowError, MergeError, config, merge
 from repl_mm.checkpoint import PLAN_KEY, plan_record
@@ -25,20 +25,17 @@ def parse_args(argv=None):
     parser.add_argument('config', help='config with a RepL backbone, or PACKAGE::PATH')
     parser.add_argument('checkpoint', help='weights that were trained with it')
     parser.add_argument('out', type=Path, help='file to write, .pth; its config is written beside it, .py')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, help='override settings')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     cfg = read_quietly(args)
-    if args.out.suffix != '.pth':
-        stop(f"OUT '{args.out}': expected a file name that ends with .pth")
+    check_out(args.out, [args.checkpoint, *filter(None, [cfg.filename])], ('.pth', '.py'))
     config_out = args.out.with_suffix('.py')
-    read = [Path(args.checkpoint), *map(Path, filter(None, [cfg.filename]))]
-    for file in (args.out, config_out):
-        if any(file.resolve() == other.resolve() for other in read):
-            stop(f"OUT '{args.out}' would overwrite '{file}', which is read: expected another name")
+    if config_out.exists() and not args.out.exists():
+        stop(f"OUT '{args.out}' would overwrite '{config_out}', which is not of a merged model: expected another name")
     with one_line_errors(MergeError, BorrowError):
         check_checkpoint(args.checkpoint)
         found = config.find_backbones(cfg.get('model'))

@@ -10,15 +10,16 @@ model, whose outputs count then. No label is read. It writes a table, a picture,
 
 import copy
 import json
+import shlex
 import warnings
 from functools import partial
 from pathlib import Path
 
-from _arguments import Parser, add_budgets, read_budget, seed, side
-from _common import one_line_errors, read_quietly, save_whole, stop
+from _arguments import Options, Parser, add_budgets, read_budget, seed, side
+from _common import one_line_errors, read_quietly, stop
+from _files import check_folder, save_whole
 from _images import FEWEST, read_images
-from _trained import check_folder, load_stock, model_head, module_name, one_backbone
-from mmengine.config import DictAction
+from _trained import load_stock, model_head, module_name, one_backbone
 from mmengine.device import get_device
 from mmengine.runner import set_random_seed
 
@@ -57,7 +58,7 @@ def parse_args(argv=None):
     parser.add_argument('--block-steps', type=int, default=150, help='of each fit (default: 150)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/plan'), help='folder (default: work_dirs/plan)')
     parser.add_argument('--seed', type=seed, default=0, help='default: 0')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override settings')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, help='override settings')
     args = parser.parse_args(argv)
     if (args.stock is None) != (args.images is None):
         given, lacking = ('STOCK', '--images DIR') if args.stock else ('--images', 'STOCK')
@@ -154,10 +155,9 @@ def choose(cfg, path, name, settings, stock, rest, words, args):
     save_whole(json.dumps(saved, indent=1), args.out / 'plan.json')
     words = ', '.join(f'{key}={value!r}' for key, value in choice.replace.items())
     print(f'\n{choice}\n\nreplace=dict({words})\n{file} inherits {args.config}; the picture: {args.out / "plan.png"}')
-    drawn = f'--num {num} --shape {args.shape[0]} {args.shape[1]} --seed {args.seed}'
-    print(
-        f'Next: python tools/convert.py {args.stock} {file} {args.out / "converted.pth"} --fit {args.images} {drawn}'
-    )
+    files = args.stock, file, args.out / 'converted.pth', '--fit', args.images
+    drawn = '--num', num, '--shape', *args.shape, '--seed', args.seed
+    print(f'Next: python tools/convert.py {shlex.join(map(str, (*files, *drawn)))}')
 
 
 def main(argv=None):

@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from _arguments import Parser, seed
-from _common import one_line_errors, read_quietly, save_whole, set_data_root, stop
+from _arguments import Options, Parser, seed
+from _common import one_line_errors, read_quietly, set_data_root, stop
+from _files import save_whole
 from _images import read_images
 from _trained import load_stock, model_head, module_name, one_backbone
-from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from repl_mm import config, visualization
@@ -61,7 +61,7 @@ def parse_args(argv=None):
         sub.add_argument('--num', type=int, default=num, help=f'images at most (default: {num})')
         sub.add_argument('--out', type=Path, default=Path('work_dirs/visualize'), help='folder to write')
         sub.add_argument('--seed', type=seed, default=0, help='of the choice of images (default: 0)')
-        sub.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='settings, of all arms')
+        sub.add_argument('--cfg-options', nargs='+', action=Options, default={}, help='settings, of all arms')
     args = parser.parse_args(argv)
     names = [name for name, *_ in args.arm]
     twice = next((name for name in names if names.count(name) > 1), None)
