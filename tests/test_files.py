@@ -74,6 +74,10 @@ def test_what_cannot_be_written_whole_leaves_nothing(trained, tmp_path):
 
 def test_an_interruption_is_one_line_and_stays_one(trained, tmp_path):
     """A shell ends its loop where the process ends by the signal, not where it ends with an exit code."""
+
+    def heed():  # where this runs in the background of a script, it would be ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     words = ['stock.pth', '--images', 'data', '--fit', '--block-steps', '100000', '--num', '16', '--out', 'plan']
     with open('said', 'w') as said:
         process = subprocess.Popen(
