@@ -157,7 +157,7 @@ def read_by_timm(
 
 @contextmanager
 def quiet_log() -> Iterator[None]:
-    """Errors only in mmengine's log: what got no values is named in one line later."""
+    """Errors only in mmengine's log: the caller names what got no values in one line."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(max(level, logging.ERROR))

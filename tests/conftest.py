@@ -30,6 +30,7 @@ def dropout_as_before():
     default = inspect.signature(MultiheadAttention).parameters['dropout_layer'].default
     before = dict(default)
     yield
+    default.clear()
     default.update(before)
 
 

@@ -520,7 +520,7 @@ def test_of_a_model_without_its_heads_all_parameters_are_counted():
     [
         (['--images', 'nowhere'], "--images 'nowhere': no such folder"),
         (['--images', 'few'], "--images 'few': 10 images, expected at least 16"),
-        (['--images', 'data', '--out', 'stock.pth'], "--out 'stock.pth': 'stock.pth' is no folder"),
+        (['--images', 'data', '--out', 'stock.pth'], "--out 'stock.pth': 'stock.pth' cannot be written to"),
         (
             ['--images', 'labelled'],
             "labelled/maps': expected the folder of the pictures",

@@ -247,7 +247,7 @@ def test_an_interrupted_stage_is_ended_and_what_it_took_is_kept(tmp_path, monkey
     (tmp_path / 'quick.py').write_text('import time; time.sleep(0.3); raise SystemExit(2)')
     monkeypatch.setattr(_stages, 'peak_memory', interrupt)
     with _stages.Stages(tmp_path) as stages:
-        with pytest.raises(SystemExit, match='heal was interrupted; the same command goes on from here'):
+        with pytest.raises(KeyboardInterrupt, match='heal was interrupted; the same command goes on from here'):
             stages.run('heal', bool, 'sleep.py')
         with pytest.raises(ProcessLookupError):
             os.kill(pids[0], 0)

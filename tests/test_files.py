@@ -30,6 +30,7 @@ def trained(prepared, tmp_path):
 
     torch.save(dict(state_dict=build_model(prepared).state_dict()), 'start.pth')
     (tmp_path / 'merged.py').write_text('a = 1\n')
+    (tmp_path / 'inherits.py').write_text("_base_ = 'resnet.py'\n")
     return prepared
 
 
@@ -37,16 +38,26 @@ def trained(prepared, tmp_path):
     'tool, words, said',
     [
         ('convert.py', 'stock.pth CONFIG ./stock.pth', "OUT 'stock.pth' would overwrite 'stock.pth', which is read"),
+        ('convert.py', 'stock.pth CONFIG cut', "OUT 'cut' is a folder"),
         ('convert.py', 'stock.pth CONFIG out.py', "OUT 'out.py': expected a file name that ends with .pth"),
-        ('convert.py', 'stock.pth CONFIG merged.py/x.pth', "OUT 'merged.py/x.pth': 'merged.py' cannot be written"),
+        (
+            'convert.py',
+            'stock.pth CONFIG merged.py/x.pth',
+            "OUT 'merged.py/x.pth': 'merged.py' cannot be",
+        ),
         ('heal.py', 'CONFIG stock.pth start.pth stock.pth --images data', 'would overwrite'),
         ('heal.py', 'CONFIG stock.pth start.pth data/../start.pth --images data', 'would overwrite'),
         ('merge.py', 'CONFIG start.pth start.pth', 'would overwrite'),
         ('merge.py', 'CONFIG start.pth resnet.pth', "would overwrite 'resnet.py', which is read"),
+        ('merge.py', 'inherits.py start.pth resnet.pth', "'resnet.py', which is not of a merged model"),
         ('merge.py', 'CONFIG start.pth merged.pth', "'merged.py', which is not of a merged model"),
-        ('plan.py', 'CONFIG stock.pth --images data --out merged.py', "--out 'merged.py' cannot be written"),
-        ('compress.py', 'CONFIG stock.pth . --images data', "has 'merged.py' and no took.json"),
-        ('compress.py', 'CONFIG stock.pth cut --images data', "OUT_DIR 'cut' has a damaged took.json"),
+        (
+            'plan.py',
+            'CONFIG stock.pth --images data --out merged.py',
+            "--out 'merged.py': 'merged.py' cannot be",
+        ),
+        ('compress.py', 'CONFIG stock.pth . --images data', "holds 'merged.py', which this command did not make"),
+        ('compress.py', 'CONFIG stock.pth cut --images data', "OUT_DIR 'cut' holds a damaged took.json"),
     ],
 )
 def test_out_is_no_file_that_is_read_and_can_be_written(tool, words, said, trained, tmp_path):
@@ -56,7 +67,9 @@ def test_out_is_no_file_that_is_read_and_can_be_written(tool, words, said, train
     done = run(tool, *words.replace('CONFIG', Path(trained).name).split())
     lines = [line for line in done.stderr.splitlines() if 'Warning' not in line and not line.startswith('  ')]
     assert done.returncode and len(lines) == 1 and said in lines[0]
-    assert before == {path: path.read_bytes() for path in before}
+    (tmp_path / 'cut' / 'lock').unlink(missing_ok=True)
+    (tmp_path / 'lock').unlink(missing_ok=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
 
 
 def test_what_cannot_be_written_whole_leaves_nothing(trained, tmp_path):
@@ -86,6 +99,7 @@ def test_an_interruption_is_one_line_and_stays_one(trained, tmp_path):
     deadline = time.monotonic() + 60
     while 'what counts' not in Path('said').read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert 'what counts' in Path('said').read_text()
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == -signal.SIGINT
     text = Path('said').read_text()

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import pickle
 import subprocess
 import sys
@@ -273,8 +274,17 @@ def test_the_tool_writes_a_checkpoint_and_goes_on(prepared, folder, tmp_path):
     log = run_well('heal.py', *words, '--steps', 4, *options, cwd=tmp_path)
     assert 'Iter(train)' not in log
     done = run('heal.py', *words, '--steps', 5, *options, cwd=tmp_path)
-    change = "holds a healing with 'max_iters=4,', now it is 'max_iters=5,': expected the same, or remove that folder"
+    change = 'holds a healing with train_cfg.max_iters=4, now it is 5: expected the same, or remove that folder'
     assert done.returncode and change in done.stderr.splitlines()[-1]
+    start = tmp_path / 'start.pth'
+    os.utime(start)  # of another age, with the same content
+    run_well('heal.py', *words, '--steps', 4, *options, cwd=tmp_path)
+    torch.save(torch.load(start) | dict(more=torch.zeros(1)), start)
+    done = run('heal.py', *words, '--steps', 4, *options, cwd=tmp_path)
+    assert done.returncode and 'holds a healing with start.pth=' in done.stderr.splitlines()[-1]
+    (work / 'heal.py').unlink()
+    done = run('heal.py', *words, '--steps', 4, *options, cwd=tmp_path)
+    assert done.returncode and 'holds a training that is no healing' in done.stderr.splitlines()[-1]
 
 
 FRCNN = dict(

@@ -128,7 +128,7 @@ def add_budgets(parser):
 def kind_of(text):
     """Return what may stand in a slot, a mode or mode:operator, as its name and its words of ``replace``."""
     mode, _, operator = text.partition(':')
-    if mode not in MODES or (operator and mode in PLAIN):
+    if mode not in MODES or text.endswith(':') or (operator and mode in PLAIN):
         of = ', '.join(MODES)
         raise argparse.ArgumentTypeError(f'{text} is not valid: expected one of {of}, or MODE:OPERATOR of a layer')
     return text, dict(mode=mode, **(dict(operator=operator) if operator else {}))

@@ -3,6 +3,7 @@
 Nothing here imports mmdet, mmseg or mmpretrain: the config's ``default_scope`` decides what is loaded.
 """
 
+import errno
 import os
 import sys
 import warnings
@@ -23,6 +24,8 @@ from repl_mm.config import ConfigError
 from repl_mm.data_checks import DataError
 from repl_mm.reading import read_weights_only
 
+REFUSED = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM  # by a disk
+
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine 0.10.7 uses it, again and again
 
 
@@ -32,12 +35,13 @@ def stop(message):
 
 
 def in_one_line(kind, error, trace):
-    """Print an interruption, or what a disk or a file refuses, in one line, all else as Python does."""
-    name = Path(sys.argv[0]).name
+    """Print an interruption, or what a disk refuses, in one line, all else as Python does."""
+    name, causes = Path(sys.argv[0]).name, (error, error.__context__)  # torch says of a full disk something else
+    refused = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in REFUSED), None)
     if issubclass(kind, KeyboardInterrupt):
-        print(f'{name}: interrupted', file=sys.stderr)
-    elif issubclass(kind, OSError) and error.strerror:
-        print(f'{name}: {error.strerror}{f": {error.filename!r}" if error.filename else ""}', file=sys.stderr)
+        print(f'{name}: {error or "interrupted"}', file=sys.stderr)
+    elif refused:
+        print(f'{name}: {refused.strerror}{f": {refused.filename!r}" if refused.filename else ""}', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -15,13 +15,13 @@ def save_whole(content, file):
     try:
         with open(part, 'w' if isinstance(content, str) else 'wb') as stream:
             stream.write(content) if isinstance(content, str) else torch.save(content, stream)
+        part.replace(file)
     except BaseException as error:
         part.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__  # torch says of a full disk something else
         if isinstance(cause, OSError):
             raise OSError(cause.errno, cause.strerror, str(file)) from error
         raise
-    part.replace(file)
 
 
 def check_out(file, read, suffixes=('.pth',)):
@@ -32,12 +32,14 @@ def check_out(file, read, suffixes=('.pth',)):
         read (Sequence[str]): The files that the tool reads.
         suffixes (Sequence[str]): Of OUT, and of what is written beside it. Defaults to '.pth'.
     """
-    if file.suffix != suffixes[0] or file.is_dir():
+    if file.is_dir():
+        stop(f"OUT '{file}' is a folder: expected a file name")
+    if file.suffix != suffixes[0]:
         stop(f"OUT '{file}': expected a file name that ends with {suffixes[0]}")
     for written in map(file.with_suffix, suffixes):
         if any(written.resolve() == Path(other).resolve() for other in read):
             stop(f"OUT '{file}' would overwrite '{written}', which is read: expected another name")
-    check_folder(file.parent, f"OUT '{file}':")
+    check_folder(file.parent, f"OUT '{file}'")
 
 
 def check_folder(folder, what):
@@ -45,14 +47,14 @@ def check_folder(folder, what):
 
     Args:
         folder (Path): The folder.
-        what (str): What the user calls it.
+        what (str): What the user has to change: a word and its value.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        stop(f"{what} '{folder}' cannot be written ({error.strerror}); expected another place")
+        stop(f"{what}: '{there}' cannot be written to ({error.strerror}); expected another place")
 
 
 def fingerprint(file):

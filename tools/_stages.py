@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -103,7 +102,7 @@ class Stages:
     def __enter__(self):
         """Take the folder, in which ``lock`` stays; end in one line if another process has it for ``WAIT`` seconds."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.out / 'lock', 'w')
+        self.lock = open(self.out / 'lock', 'a')
         last = time.monotonic() + WAIT
         while not locked(self.lock):
             if time.monotonic() > last:
@@ -112,8 +111,8 @@ class Stages:
         self.took = read_json(self.file) if self.file.exists() else {}
         there = next((name for name in WRITTEN if (self.out / name).exists()), None)
         if self.took is None or (there and not self.took):
-            lost = 'a damaged took.json' if self.file.exists() else f"'{there}' and no took.json"
-            stop(f"OUT_DIR '{self.out}' has {lost}, which says how all was made: expected another folder")
+            what = 'a damaged took.json' if self.file.exists() else f"'{there}', which this command did not make"
+            stop(f"OUT_DIR '{self.out}' holds {what}: expected another folder")
         self.handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends its stage too
         return self
 
@@ -136,8 +135,8 @@ class Stages:
         Returns:
             bool: Whether it is done.
         """
-        read = [Path(os.path.abspath(word)) for word in words if isinstance(word, Path) and word.is_file()]
-        words = [tool, *(os.path.abspath(word) if isinstance(word, Path) else str(word) for word in words)]
+        read = [word.absolute() for word in words if isinstance(word, Path) and word.is_file()]
+        words = [tool, *(str(word.absolute() if isinstance(word, Path) else word) for word in words)]
         if done():
             self.check(name, words, read)
             print(f'{name}: done before')
@@ -150,7 +149,7 @@ class Stages:
         try:
             code, peak = run_measured([sys.executable, TOOLS / tool, *words[1:]], self.lock.fileno())
         except KeyboardInterrupt:
-            stop(f'{name} was interrupted; the same command goes on from here')
+            raise KeyboardInterrupt(f'{name} was interrupted; the same command goes on from here') from None
         finally:
             self.record(name, time.monotonic() - start, peak)
         if code < 0:

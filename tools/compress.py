@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from _arguments import Parser, Words, add_budgets, rate, read_budget, seed, side
-from _common import one_line_errors, read_quietly, stop
+from _common import one_line_errors, read_quietly
 from _files import check_folder
 from _images import FEWEST, pictures_of
 from _stages import Stages, read_json
@@ -98,14 +98,14 @@ def main(argv=None):
         whole = trained_model(cfg, name, rest)[1]
         if args.answers:
             check_answers(classifier_head(cfg, rest), args.stock)
-    check_folder(args.out, 'OUT_DIR')
+    check_folder(args.out, f"OUT_DIR '{args.out}'")
     if args.heal_options:
         check_healing(cfg, args.stock, args.images, args.heal_options)
     with Stages(args.out) as stages:
         try:
             compress(args, cfg, settings, stock, root, whole, stages)
-        except KeyboardInterrupt:
-            stop('interrupted; the same command goes on from here')
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(str(error) or 'interrupted; the same command goes on from here') from None
 
 
 def compress(args, cfg, settings, stock, root, whole, stages):

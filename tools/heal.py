@@ -10,13 +10,13 @@ names of the config's model: ``load_from=OUT.pth``.
 
 import os
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 
 from _arguments import Options, Parser, rate, seed, side
 from _common import build_runner, check_files, end_process_group, one_line_errors, read_config, set_data_root, stop
 from _files import check_out, fingerprint, save_whole
 from _images import pictures_of
+from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 
@@ -85,18 +85,34 @@ def is_first():
     return int(next((os.environ[rank] for rank in ranks if rank in os.environ), 0)) == 0
 
 
+def settings_of(text):
+    """Return the settings of a saved healing by dotted names, and the files that it read with their fingerprints."""
+
+    def flat(node, name):
+        words = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+        found = {}
+        for word, value in words:
+            found |= flat(value, f'{name}.{word}'.strip('.'))
+        return found or {name: node}
+
+    files = dict(line[2:].rsplit(': ', 1) for line in text.splitlines() if line.startswith('# '))
+    return {**flat(Config.fromstring(text, '.py').to_dict(), ''), **files}
+
+
 def go_on(cfg):
     """Let a healing go on from its latest checkpoint; one of other settings is not touched."""
     work_dir, text = Path(cfg.work_dir), cfg.pretty_text
     for file in filter(os.path.isfile, (cfg.model.teacher, cfg.load_from or '')):
         text += f'\n# {file}: {fingerprint(file)}'
     said, latest = work_dir / 'heal.py', last_checkpoint(work_dir)
-    then = said.read_text() if said.is_file() else ''
-    if latest and then != text:
-        pairs = zip_longest(then.splitlines(), text.splitlines(), fillvalue='')
-        old, new = next((a.strip(), b.strip()) for a, b in pairs if a != b)
-        change = f"'{work_dir}' holds a healing with '{old}', now it is '{new}'"
-        stop(f'{change}: expected the same, or remove that folder to begin anew, or choose another --work-dir')
+    if latest:
+        if not said.is_file():
+            stop(f"'{work_dir}' holds a training that is no healing: choose another --work-dir")
+        then, now = map(settings_of, (said.read_text(), text))
+        if change := next((key for key in {**then, **now} if then.get(key) != now.get(key)), None):
+            values = f'with {change}={then.get(change)!r}, now it is {now.get(change)!r}'
+            anew = 'remove that folder to begin anew, or choose another --work-dir'
+            stop(f"'{work_dir}' holds a healing {values}: expected the same, or {anew}")
     if is_first():
         save_whole(text, said)
     if latest:
@@ -146,8 +162,7 @@ def main(argv=None):
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     read_weights_only()
-    if is_first():
-        check_out(args.out, [args.stock, args.start])
+    check_out(args.out, [args.stock, args.start])
     cfg = prepare(args)
     check_files(cfg, 'train', option='--images')
     latest = go_on(cfg)

@@ -34,7 +34,7 @@ def main(argv=None):
     cfg = read_quietly(args)
     check_out(args.out, [args.checkpoint, *filter(None, [cfg.filename])], ('.pth', '.py'))
     config_out = args.out.with_suffix('.py')
-    if config_out.exists() and not args.out.exists():
+    if config_out.exists() and 'merged=True' not in config_out.read_text():  # one that CONFIG inherits, for instance
         stop(f"OUT '{args.out}' would overwrite '{config_out}', which is not of a merged model: expected another name")
     with one_line_errors(MergeError, BorrowError):
         check_checkpoint(args.checkpoint)

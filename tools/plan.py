@@ -135,7 +135,7 @@ def choose(cfg, path, name, settings, stock, rest, words, args):
     """Choose by measurement, print how, and write a picture and a config."""
     file = args.out / f'{Path(args.config.rpartition("::")[2]).stem}_chosen.py'
     inherit = partial(config.inherit, args.config, file, path, options=args.cfg_options)
-    check_folder(args.out, '--out')
+    check_folder(args.out, f"--out '{args.out}'")
     inherit(backbone := dict(type=config.repl_type(settings)))  # what is wrong with it, before minutes of measuring
     most = PIXELS // (args.shape[0] * args.shape[1]) if pictures_in(args.images) else 512
     num, device = args.num or max(FEWEST, min(512, most)), get_device()
