@@ -274,7 +274,7 @@ def test_the_tool_writes_a_checkpoint_and_goes_on(prepared, folder, tmp_path):
     log = run_well('heal.py', *words, '--steps', 4, *options, cwd=tmp_path)
     assert 'Iter(train)' not in log
     done = run('heal.py', *words, '--steps', 5, *options, cwd=tmp_path)
-    change = 'holds a healing with train_cfg.max_iters=4, now it is 5: expected the same, or remove that folder'
+    change = 'holds a healing with param_scheduler.0.T_max=4, now it is 5: expected the same, or remove that folder'
     assert done.returncode and change in done.stderr.splitlines()[-1]
     start = tmp_path / 'start.pth'
     os.utime(start)  # of another age, with the same content

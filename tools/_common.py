@@ -39,7 +39,7 @@ def in_one_line(kind, error, trace):
     name, causes = Path(sys.argv[0]).name, (error, error.__context__)  # torch says of a full disk something else
     refused = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in REFUSED), None)
     if issubclass(kind, KeyboardInterrupt):
-        print(f'{name}: {error or "interrupted"}', file=sys.stderr)
+        print(f'{name}: {str(error) or "interrupted"}', file=sys.stderr)
     elif refused:
         print(f'{name}: {refused.strerror}{f": {refused.filename!r}" if refused.filename else ""}', file=sys.stderr)
     else:
