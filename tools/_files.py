@@ -1,6 +1,7 @@
 """Files that the tools write."""
 
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def check_folder(folder, what):
         what (str): What the user has to change: a word and its value.
     """
     try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
