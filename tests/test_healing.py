@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections import OrderedDict
 
 import heal as tool
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from heal import broken_pictures
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS
 from scipy.special import log_softmax
@@ -342,13 +340,13 @@ def test_any_kind_of_model_heals(name, changes, options, what, idle, tmp_path, m
     """What is learned moves, all else is as it was, and what is written is the model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())  # a runner of the same second has the same log
     cfg = config.read_config(name if '::' in name else str(write_config(tmp_path, name)))
     cfg.merge_from_dict(dict(model=changes, train_dataloader=dict(num_workers=0, persistent_workers=False)))
     (path,) = config.find_backbones(cfg.model)
     backbone = functools.reduce(getattr, path, cfg.model)
     backbone.update(type=f'RepL{backbone.type.removeprefix("RepL")}', replace=dict())
     cfg.pop('visualizer', None)  # those of one name are one object
+    cfg.experiment_name = tmp_path.name  # two runs of one second and one name would share their log
     cfg.dump('tiny.py')
     write_pictures(tmp_path / 'pictures', 6)
     torch.manual_seed(0)

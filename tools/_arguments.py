@@ -129,8 +129,8 @@ def kind_of(text):
     """Return what may stand in a slot, a mode or mode:operator, as its name and its words of ``replace``."""
     mode, _, operator = text.partition(':')
     if mode not in MODES or text.endswith(':') or (operator and mode in PLAIN):
-        of = ', '.join(MODES)
-        raise argparse.ArgumentTypeError(f'{text} is not valid: expected one of {of}, or MODE:OPERATOR of a layer')
+        valid = f'one of {", ".join(MODES)}, or MODE:OPERATOR, which {", ".join(PLAIN)} have not'
+        raise argparse.ArgumentTypeError(f'{text} is not valid: expected {valid}')
     return text, dict(mode=mode, **(dict(operator=operator) if operator else {}))
 
 

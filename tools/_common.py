@@ -1,4 +1,4 @@
-"""What the tools share: configs, files, the runner, and errors that end in one line.
+"""What the tools share: configs, the runner, and errors that end in one line.
 
 Nothing here imports mmdet, mmseg or mmpretrain: the config's ``default_scope`` decides what is loaded.
 """
@@ -36,17 +36,17 @@ def stop(message):
 
 def in_one_line(kind, error, trace):
     """Print an interruption, or what a disk refuses, in one line, all else as Python does."""
-    name, causes = Path(sys.argv[0]).name, (error, error.__context__)  # torch says of a full disk something else
-    refused = next((cause for cause in causes if isinstance(cause, OSError) and cause.errno in REFUSED), None)
+    name = Path(sys.argv[0]).name
     if issubclass(kind, KeyboardInterrupt):
         print(f'{name}: {str(error) or "interrupted"}', file=sys.stderr)
-    elif refused:
-        print(f'{name}: {refused.strerror}{f": {refused.filename!r}" if refused.filename else ""}', file=sys.stderr)
+    elif issubclass(kind, OSError) and error.errno in REFUSED:
+        print(f'{name}: {error.strerror}{f": {error.filename!r}" if error.filename else ""}', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = in_one_line  # not caught: then an interruption would not be one to the shell, whose loop goes on
+# a hook, as a caught interruption would be none to the shell, whose loop would go on
+sys.excepthook = in_one_line
 
 
 @contextmanager

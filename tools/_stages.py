@@ -13,10 +13,19 @@ from _files import fingerprint, save_whole
 
 TOOLS = Path(__file__).resolve().parent
 POLL = 0.2  # seconds between two looks at a process
-WRITTEN = ('plan', 'heal', 'test', 'report.md', 'stock.py', 'merged.py') + tuple(
-    f'{name}.pth' for name in ('stock', 'converted', 'healed', 'merged')
-)
 WAIT = 10  # seconds: so long the loader's workers of a stage that was ended may live on
+WRITTEN = (
+    'plan',
+    'heal',
+    'test',
+    'report.md',
+    'stock.py',
+    'merged.py',
+    'stock.pth',
+    'converted.pth',
+    'healed.pth',
+    'merged.pth',
+)
 
 
 def run_measured(command, lock):
